@@ -1,0 +1,1 @@
+"""ClusterUCB: choose what to fine-tune on by gradient influence under a fixed gradient budget."""

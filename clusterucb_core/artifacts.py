@@ -1,0 +1,113 @@
+"""Content-addressed artifact folders `<root>/<stage>/<fingerprint>/`, written whole or not at all.
+
+A stage writes into a temporary sibling folder; the manifest is written last and the folder renamed, so a
+folder that bears its final name is complete. Files read and written: those of the artifact root only.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from clusterucb_core.errors import MissingArtifact, StaleArtifact
+from clusterucb_core.records import ArtifactRef
+
+MANIFEST = "manifest.json"
+
+
+def fingerprint(*parts: object) -> str:
+    """Return 32 hex digits that name the given values.
+
+    Args:
+        parts: JSON values, pydantic models, or lists and dictionaries of them. The order of dictionary keys
+            does not matter, the order of lists does.
+
+    Raises:
+        TypeError: a value has no stable JSON form.
+    """
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hex, read in bounded memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def artifact_folder(root: Path, stage: str, key: str) -> Path:
+    """Return the folder that an artifact has or would have."""
+    return root / stage / key
+
+
+def find_artifact(root: Path, stage: str, key: str) -> ArtifactRef | None:
+    """Return the reference of a finished artifact, or None where it has not been written."""
+    folder = artifact_folder(root, stage, key)
+    if not (folder / MANIFEST).is_file():
+        return None
+    return ArtifactRef(stage=stage, fingerprint=key, path=str(folder))
+
+
+@contextmanager
+def new_artifact(root: Path, stage: str, key: str, manifest: dict[str, Any]) -> Iterator[Path]:
+    """Give a temporary folder to fill; on leaving without an error it becomes the artifact.
+
+    Args:
+        root: the artifact root.
+        stage: name of the stage.
+        key: the artifact's fingerprint.
+        manifest: JSON values to keep beside the content; the block may add to it before it ends.
+
+    Yields:
+        The folder to write into. After an error it is removed.
+    """
+    final = artifact_folder(root, stage, key)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    draft = final.parent / f".{key}.{uuid.uuid4().hex[:8]}.tmp"
+    draft.mkdir()
+    try:
+        yield draft
+        text = json.dumps(manifest, indent=1, sort_keys=True, default=_plain)
+        (draft / MANIFEST).write_text(text, encoding="utf-8")
+        _publish(draft, final)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def read_manifest(ref: ArtifactRef) -> dict[str, Any]:
+    """Return the manifest of an artifact.
+
+    Raises:
+        MissingArtifact: the folder or its manifest is gone.
+        StaleArtifact: the manifest is not a JSON object.
+    """
+    path = Path(ref.path) / MANIFEST
+    if not path.is_file():
+        raise MissingArtifact(f"{path} is missing; run the pipeline again to rebuild the stage {ref.stage!r}")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise StaleArtifact(f"{path} holds no JSON object; delete the folder and run the pipeline again")
+    return content
+
+
+def _publish(draft: Path, final: Path) -> None:
+    if (final / MANIFEST).is_file():
+        return  # another worker finished the same content first
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(draft, final)
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no stable JSON form; convert it before taking a fingerprint")

@@ -1,0 +1,1 @@
+"""The bandit: policies and the pull loop."""

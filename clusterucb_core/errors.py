@@ -1,0 +1,60 @@
+"""The errors that ClusterUCB raises on purpose, in one tree.
+
+ClusterUcbError
+├── InvalidConfig      a configuration value that cannot work
+├── InvalidPool        a pool source that cannot be read at all
+├── InvalidTarget      a target file or row that cannot be used
+├── InvalidModel       a model, adapter or tokenizer that cannot be used
+├── BudgetError        a gradient budget that cannot be spent as asked
+├── TooManyExcluded    more samples excluded than the configuration allows
+├── MissingArtifact    a file or folder that an earlier stage should have left
+├── StaleArtifact      an artifact whose content does not fit its manifest
+├── UnknownVersion     a selection version that the catalog does not hold
+└── CatalogBusy        the catalog stayed locked by another process
+
+Every message says what is wrong, the value seen, and what to do.
+"""
+
+
+class ClusterUcbError(Exception):
+    """The base of all errors that ClusterUCB raises on purpose."""
+
+
+class InvalidConfig(ClusterUcbError):
+    """A configuration value cannot work."""
+
+
+class InvalidPool(ClusterUcbError):
+    """A pool source cannot be read at all."""
+
+
+class InvalidTarget(ClusterUcbError):
+    """A target file or row cannot be used."""
+
+
+class InvalidModel(ClusterUcbError):
+    """A model, adapter or tokenizer cannot be used."""
+
+
+class BudgetError(ClusterUcbError):
+    """A gradient budget cannot be spent as asked."""
+
+
+class TooManyExcluded(ClusterUcbError):
+    """More samples were excluded than the configuration allows."""
+
+
+class MissingArtifact(ClusterUcbError):
+    """A file or folder that an earlier stage should have left is absent."""
+
+
+class StaleArtifact(ClusterUcbError):
+    """An artifact's content does not fit its manifest."""
+
+
+class UnknownVersion(ClusterUcbError):
+    """The catalog holds no such selection version."""
+
+
+class CatalogBusy(ClusterUcbError):
+    """The catalog stayed locked by another process."""

@@ -1,0 +1,1 @@
+"""Per-sample gradient features: hooks, projections, shards."""

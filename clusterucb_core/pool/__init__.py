@@ -1,0 +1,1 @@
+"""Reading, validating and de-duplicating pool sources."""

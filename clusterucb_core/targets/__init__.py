@@ -1,0 +1,1 @@
+"""Targets: their rows, and the check for leaks into the pool."""

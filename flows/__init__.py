@@ -1,0 +1,1 @@
+"""Prefect flows, runners and the command line."""

@@ -1,0 +1,1 @@
+"""Prefect tasks: one decorator and one core call each."""

@@ -1,0 +1,285 @@
+"""The pull loop: cold start, then rounds of draws under a policy until the budget is spent to the sample."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from clusterucb_core.bandit.arms import (
+    ArmState,
+    Float64Array,
+    Int64Array,
+    add_rewards,
+    arm_stds,
+    fresh_arms,
+)
+from clusterucb_core.bandit.policies import Policy, arm_bounds, next_draws
+from clusterucb_core.errors import BudgetError
+from clusterucb_core.records import FloatArray, IntArray
+
+logger = logging.getLogger(__name__)
+
+Reward = Callable[[IntArray], FloatArray]
+PullKind = Literal["cold_start", "draw"]
+
+# One arm gives at most this part of a round, rounded up, so that stale bounds cannot empty the best arm.
+_ARM_PARTS_PER_ROUND = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PullLog:
+    """Every pull in drawing order; all arrays have length B, the budget.
+
+    `bounds`, `means` and `stds` are the arm's as they stood before the pull's round (NaN where there was no
+    reward yet), `lefts` the samples left in the arm just before the pull, it included. `rounds` is 0 for the
+    cold start, then 1, 2, ...; `kinds` holds 'cold_start' or 'draw'.
+    """
+
+    samples: IntArray
+    arms: IntArray
+    rewards: FloatArray
+    rounds: IntArray
+    kinds: np.ndarray
+    bounds: FloatArray
+    means: FloatArray
+    stds: FloatArray
+    lefts: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """One finished round: its pulls [m], the budget spent so far, and how many arms are still open."""
+
+    round: int
+    kind: PullKind
+    samples: IntArray
+    arms: IntArray
+    rewards: FloatArray
+    spent_samples: int
+    budget_samples: int
+    open_arms: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """The samples of all arms in one array [n], with the start and size of each arm [k]."""
+
+    samples: Int64Array
+    starts: Int64Array
+    sizes: Int64Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """The arms [m] of one round and the bounds [k] that chose them."""
+
+    round: int
+    kind: PullKind
+    arms: IntArray
+    bounds: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What one call of `pull_arms` works on."""
+
+    pool: _Pool
+    state: ArmState
+    log: PullLog
+    reward: Reward
+    on_round: Callable[[RoundReport], None] | None
+
+
+def pull_arms(
+    arms: Sequence[IntArray],
+    reward: Reward,
+    *,
+    policy: Policy,
+    budget_samples: int,
+    rng: np.random.Generator,
+    cold_start_fraction: float = 0.05,
+    round_samples: int = 1,
+    on_round: Callable[[RoundReport], None] | None = None,
+) -> PullLog:
+    """Draw exactly `budget_samples` samples from the arms and return every pull.
+
+    Args:
+        arms: k int arrays of sample indices, each in its drawing order; an arm may be empty.
+        reward: int array [m] of sample indices to float array [m], or [m, s]: a score per subtask, of which
+            the largest counts. Called once per round, the cold start being one round.
+        policy: chooses the arms after the cold start.
+        budget_samples: rewards to compute, cold start included.
+        rng: source of all randomness.
+        cold_start_fraction: part of every arm that is drawn first, in [0, 1]; 0 means no cold start.
+        round_samples: draws decided on one set of bounds; 1 is the paper's rule.
+        on_round: called after every round.
+
+    Returns:
+        The pulls in drawing order.
+
+    Raises:
+        BudgetError: the budget is below the cold start, above the number of samples, or below 1.
+        ValueError: an argument out of range, a sample in two places, or rewards that are not finite numbers
+            of the right shape.
+    """
+    if round_samples < 1:
+        raise ValueError(f"round_samples={round_samples} must be at least 1")
+    pool = _gather_pool(arms)
+    cold_start = cold_start_counts(pool.sizes, cold_start_fraction)
+    _check_budget(budget_samples, cold_start, pool.sizes)
+    state = fresh_arms(pool.sizes, capacity=budget_samples)
+    run = _Run(pool, state, _blank_log(budget_samples), reward, on_round)
+    if cold_start.any():
+        forced = np.repeat(np.arange(len(arms)), cold_start)
+        _play(run, _Decision(0, "cold_start", forced, np.full(len(arms), np.nan)))
+    number = 0
+    while state.n_rewards < budget_samples:
+        number += 1
+        count = min(round_samples, budget_samples - state.n_rewards)
+        limit = -(-round_samples // _ARM_PARTS_PER_ROUND)
+        drawn = next_draws(policy, state, count=count, max_per_arm=limit, rng=rng)
+        _play(run, _Decision(number, "draw", drawn, arm_bounds(policy, state)))
+    logger.info("%d samples drawn from %d arms, %d rounds", budget_samples, len(arms), number)
+    return run.log
+
+
+def cold_start_counts(sizes: Sequence[int] | IntArray, fraction: float) -> IntArray:
+    """Return how many samples every arm gives first: max(1, floor(fraction x size)).
+
+    Args:
+        sizes: samples in each arm, [k].
+        fraction: part of an arm, in [0, 1]; 0 means no cold start.
+
+    Returns:
+        Counts [k]; 0 for an empty arm.
+
+    Raises:
+        ValueError: `fraction` is outside [0, 1].
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"cold_start_fraction={fraction} must lie in [0, 1]")
+    array = np.asarray(sizes, dtype=np.int64)
+    if fraction == 0.0:
+        return np.zeros_like(array)
+    counts = np.floor(fraction * array + 1e-9).astype(np.int64)
+    return np.minimum(np.maximum(counts, 1), array)
+
+
+def _gather_pool(arms: Sequence[IntArray]) -> _Pool:
+    parts = [_sample_indices(arm, number) for number, arm in enumerate(arms)]
+    samples = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+    ordered = np.sort(samples)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+        raise ValueError(f"sample {repeated[0]} is in the arms more than once; every sample has one place")
+    sizes = np.array([len(part) for part in parts], dtype=np.int64)
+    return _Pool(samples, np.cumsum(sizes) - sizes, sizes)
+
+
+def _sample_indices(arm: IntArray, number: int) -> Int64Array:
+    indices = np.asarray(arm)
+    if indices.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise ValueError(
+            f"arm {number} must be a one-dimensional int array of sample indices, "
+            f"not {indices.dtype} of shape {indices.shape}"
+        )
+    if indices.min() < 0:
+        raise ValueError(f"arm {number} holds the negative sample index {indices.min()}")
+    return indices.astype(np.int64)
+
+
+def _check_budget(budget_samples: int, cold_start: IntArray, sizes: IntArray) -> None:
+    total, forced = int(sizes.sum()), int(cold_start.sum())
+    if budget_samples < 1:
+        raise BudgetError(f"budget_samples={budget_samples} must be at least 1; raise the budget")
+    if budget_samples > total:
+        raise BudgetError(
+            f"budget_samples={budget_samples} is above the {total} samples of {len(sizes)} arms; "
+            "lower the budget"
+        )
+    if budget_samples < forced:
+        counts = cold_start[cold_start > 0]
+        low, high = int(counts.min()), int(counts.max())
+        each = f"{low}" if low == high else f"{low} to {high}"
+        raise BudgetError(
+            f"budget_samples={budget_samples} is below the cold start of {forced} samples "
+            f"({len(counts)} arms x {each}); raise the budget or lower cold_start_fraction"
+        )
+
+
+def _blank_log(budget_samples: int) -> PullLog:
+    return PullLog(
+        samples=np.zeros(budget_samples, dtype=np.int64),
+        arms=np.zeros(budget_samples, dtype=np.int64),
+        rewards=np.zeros(budget_samples),
+        rounds=np.zeros(budget_samples, dtype=np.int64),
+        kinds=np.full(budget_samples, "cold_start"),
+        bounds=np.zeros(budget_samples),
+        means=np.zeros(budget_samples),
+        stds=np.zeros(budget_samples),
+        lefts=np.zeros(budget_samples, dtype=np.int64),
+    )
+
+
+def _play(run: _Run, decision: _Decision) -> None:
+    """Draw the decided samples, compute their rewards, and add both to the log and the state."""
+    pool, state, log, arms = run.pool, run.state, run.log, decision.arms
+    span = slice(state.n_rewards, state.n_rewards + len(arms))
+    lefts = state.lefts[arms] - _earlier_in_round(arms)
+    samples = pool.samples[pool.starts[arms] + pool.sizes[arms] - lefts]
+    rewards = _checked_rewards(run.reward(samples.copy()), samples)
+    log.samples[span] = samples
+    log.arms[span] = arms
+    log.rewards[span] = rewards
+    log.rounds[span] = decision.round
+    log.kinds[span] = decision.kind
+    log.bounds[span] = decision.bounds[arms]
+    log.means[span] = state.means[arms]
+    log.stds[span] = arm_stds(state)[arms]
+    log.lefts[span] = lefts
+    add_rewards(state, arms, rewards)
+    if run.on_round is not None:
+        run.on_round(_round_report(run, decision, samples, rewards=rewards))
+
+
+def _earlier_in_round(arms: IntArray) -> Int64Array:
+    """Return for each draw how many draws of the same arm come before it: [3, 5, 3] gives [0, 0, 1]."""
+    order = np.argsort(arms, kind="stable")
+    ordered = arms[order]
+    earlier = np.empty(len(arms), dtype=np.int64)
+    earlier[order] = np.arange(len(arms)) - np.searchsorted(ordered, ordered, side="left")
+    return earlier
+
+
+def _checked_rewards(raw: FloatArray, samples: Int64Array) -> Float64Array:
+    rewards = np.asarray(raw, dtype=np.float64)
+    m = len(samples)
+    if rewards.ndim not in (1, 2) or len(rewards) != m or rewards.size < m:
+        raise ValueError(f"rewards of shape {rewards.shape} for {m} samples; return [{m}] or [{m}, subtasks]")
+    unusable = ~np.isfinite(rewards.reshape(m, -1)).all(axis=1)
+    if unusable.any():
+        first = int(np.argmax(unusable))
+        raise ValueError(
+            f"the reward of sample {samples[first]} is {rewards[first]}, not a finite number; "
+            "leave samples out of the arms that cannot be scored"
+        )
+    return rewards if rewards.ndim == 1 else rewards.max(axis=1)
+
+
+def _round_report(
+    run: _Run, decision: _Decision, samples: Int64Array, *, rewards: Float64Array
+) -> RoundReport:
+    return RoundReport(
+        round=decision.round,
+        kind=decision.kind,
+        samples=samples,
+        arms=decision.arms,
+        rewards=rewards,
+        spent_samples=run.state.n_rewards,
+        budget_samples=len(run.log.samples),
+        open_arms=int(np.count_nonzero(run.state.lefts)),
+    )

@@ -1,0 +1,199 @@
+"""The run configuration: composed of the settings of every stage, loaded from YAML.
+
+Reads the configuration file and the files that it names for relative paths.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from clusterucb_core.artifacts import fingerprint
+from clusterucb_core.clustering import ClusterSettings
+from clusterucb_core.errors import InvalidConfig
+from clusterucb_core.evaluation import EvaluateSettings
+from clusterucb_core.execution import ExecutionSettings
+from clusterucb_core.frozen import Frozen
+from clusterucb_core.lm.settings import ModelSettings
+from clusterucb_core.pool.ingest import PoolSettings
+from clusterucb_core.selection import PolicyName, SelectionSettings
+from clusterucb_core.stages.features import FeatureSettings
+from clusterucb_core.stages.training import FinetuneSettings, WarmupSettings
+from clusterucb_core.targets.catalog import TargetSettings
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class CompareSettings(Frozen):
+    """Policies and budgets to compare against the full-gradient oracle."""
+
+    policies: tuple[PolicyName, ...] = Field(
+        default=(), title="Policies", description="Policies to compare; empty: all of them."
+    )
+    budget_fractions: tuple[float, ...] = Field(
+        default=(0.05, 0.1, 0.2), title="Budgets", description="Budgets as shares of the pool."
+    )
+    seeds: int = Field(
+        default=3, ge=1, title="Seeds", description="Repetitions of each pair of policy and budget."
+    )
+
+
+class RunConfig(Frozen):
+    """What a run computes. How it is executed is `ExecutionSettings`."""
+
+    pool: PoolSettings = Field(title="Pool", description="The candidate samples.")
+    target: TargetSettings | None = Field(default=None, title="Target", description="The task tuned for.")
+    targets: tuple[TargetSettings, ...] = Field(
+        default=(), title="Targets", description="Several targets in place of one."
+    )
+    model: ModelSettings = Field(title="Model", description="The base model and its adapter.")
+    mode: Literal["dynamic", "static"] = Field(
+        default="dynamic",
+        title="Mode",
+        description="dynamic: select again before each epoch. static: select once.",
+    )
+    warmup: WarmupSettings = Field(default=WarmupSettings(), title="Warmup")
+    features: FeatureSettings = Field(default=FeatureSettings(), title="Features")
+    clusters: ClusterSettings = Field(default=ClusterSettings(), title="Clusters")
+    selection: SelectionSettings = Field(default=SelectionSettings(), title="Selection")
+    finetune: FinetuneSettings = Field(default=FinetuneSettings(), title="Fine-tuning")
+    evaluate: EvaluateSettings = Field(default=EvaluateSettings(), title="Evaluation")
+    compare: CompareSettings = Field(default=CompareSettings(), title="Comparison")
+    seed: int = Field(default=0, ge=0, title="Seed", description="The seed of everything random.")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "RunConfig":
+        named = [*self.targets, *([self.target] if self.target else [])]
+        if not named:
+            raise ValueError("no target: give `target: {name: ..., validation: ..., test: ...}`")
+        if len(named) > 1:
+            raise ValueError(
+                f"{len(named)} targets: this version selects for one target a run; run once for each"
+            )
+        return self
+
+    @property
+    def only_target(self) -> TargetSettings:
+        """The one target of this run."""
+        return self.target or self.targets[0]
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, ExecutionSettings]:
+    """Load a configuration file, with its relative paths made absolute against its folder.
+
+    Args:
+        path: a YAML file.
+        overrides: texts of the form `key.path=value`; the value is read as YAML.
+
+    Returns:
+        What to compute, and how to execute it.
+
+    Raises:
+        InvalidConfig: the file is absent, no YAML mapping, or has an unknown key or a value out of range.
+    """
+    tree = _read_tree(path)
+    for override in overrides:
+        _override(tree, override)
+    execution = tree.pop("execution", None) or {}
+    _absolute_paths(tree, path.resolve().parent)
+    return validated(RunConfig, tree, where=str(path)), validated(
+        ExecutionSettings, execution, where=f"{path}: execution"
+    )
+
+
+def validated(kind: type[Model], tree: object, *, where: str) -> Model:
+    """Return `tree` as a model of the given kind, or raise one readable error.
+
+    Raises:
+        InvalidConfig: names each key that is unknown, missing or out of range, with the value seen.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        lines = [_complaint(kind, dict(item)) for item in error.errors()]
+        raise InvalidConfig(f"{where}: " + "; ".join(lines)) from error
+
+
+def config_digest(config: RunConfig) -> str:
+    """Return the fingerprint of a resolved configuration."""
+    return fingerprint(config.model_dump(mode="json"))
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    try:
+        tree: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidConfig(f"{path} does not exist; give the path of a configuration file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InvalidConfig(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise InvalidConfig(
+            f"{path} holds {type(tree).__name__}; a configuration is a mapping with pool, target, model"
+        )
+    return cast("dict[str, Any]", tree)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InvalidConfig(f"--set {override!r} is not of the form key.path=value")
+    *parents, leaf = key.split(".")
+    node: dict[str, Any] = tree
+    for name in parents:
+        child = node.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise InvalidConfig(f"--set {override!r}: {name} is {child!r}, not a section")
+        node = cast("dict[str, Any]", child)
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidConfig(f"--set {override!r}: the value is no valid YAML: {error}") from error
+
+
+def _absolute_paths(tree: dict[str, Any], folder: Path) -> None:
+    pool = tree.get("pool")
+    sources = pool.get("sources") if isinstance(pool, dict) else None
+    for source in sources if isinstance(sources, list) else []:
+        _absolute(source, "path", folder)
+    several = tree.get("targets")
+    for target in [tree.get("target"), *(several if isinstance(several, list) else [])]:
+        _absolute(target, "validation", folder)
+        _absolute(target, "test", folder)
+    # a model may be a hub id: only an existing folder beside the configuration is a path
+    model = tree.get("model")
+    if isinstance(model, dict) and (folder / str(model.get("base"))).is_dir():
+        _absolute(model, "base", folder)
+
+
+def _absolute(section: object, key: str, folder: Path) -> None:
+    if isinstance(section, dict) and isinstance(section.get(key), str):
+        section[key] = str((folder / Path(section[key]).expanduser()).absolute())
+
+
+def _complaint(kind: type[BaseModel], item: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {place}; {_near_keys(kind, item['loc'])}"
+    if item["type"] == "missing":
+        return f"{place} is missing"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    seen = json.dumps(item.get("input"), default=str)
+    return f"{place or 'configuration'}: {message}" + (f" (value seen: {seen[:80]})" if place else "")
+
+
+def _near_keys(kind: type[BaseModel], place: tuple[object, ...]) -> str:
+    model: object = kind
+    for part in place[:-1]:
+        if isinstance(model, type) and issubclass(model, BaseModel) and str(part) in model.model_fields:
+            model = model.model_fields[str(part)].annotation
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return "remove it"
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(str(place[-1]), known, n=1)
+    return (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(known)}"

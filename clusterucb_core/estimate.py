@@ -1,0 +1,263 @@
+"""What a run will take, estimated before a model loads: gradient evaluations, disk, memory.
+
+Reads the pool (from its artifact, else through a temporary folder), the target and the model's tokenizer;
+leaves nothing behind. The figures are upper bounds where exclusions or repeats in the store lower them.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clusterucb_core.bandit.pulls import cold_start_counts
+from clusterucb_core.clustering import cluster_count
+from clusterucb_core.config import RunConfig
+from clusterucb_core.errors import BudgetError, InvalidConfig, InvalidTarget
+from clusterucb_core.features.projections import resolve_projection
+from clusterucb_core.frozen import Frozen
+from clusterucb_core.lm.chat import Tokenized, tokenize_batch
+from clusterucb_core.planning import RunPlan
+from clusterucb_core.pool.ingest import IngestCounts, ingest_counts
+from clusterucb_core.records import Exclusion, Target, TargetRow
+from clusterucb_core.selection import is_bandit, share_of
+from clusterucb_core.stages.intake import run_ingest
+from clusterucb_core.stages.models import open_chat
+from clusterucb_core.targets.catalog import load_target
+from clusterucb_core.workspace import Workspace, finished
+
+FEATURE_BYTES = 2  # float16
+FLOAT_BYTES = 4
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Estimate(Frozen):
+    """What a run will take; `n_samples` is the part of the pool that `max_samples` leaves."""
+
+    pool: IngestCounts
+    n_pool: int
+    n_samples: int
+    n_validation: int
+    n_test: int
+    n_selected: int
+    budget_samples: int
+    n_clusters: int
+    cold_start_samples: int
+    n_checkpoints: int
+    feature_dim: int
+    gradient_evaluations: dict[str, int]
+    full_gradient_evaluations: int
+    disk_bytes: dict[str, int]
+    memory_bytes: dict[str, int]
+    warnings: tuple[str, ...]
+
+
+class _Counts(Frozen):
+    """The counts from which the rest follows."""
+
+    n_samples: int
+    n_validation: int
+    n_selected: int
+    budget_samples: int
+    n_clusters: int
+    cold_start_samples: int
+    n_checkpoints: int
+
+
+def estimate_run(plan: RunPlan) -> Estimate:
+    """Check what the files say about a plan, and estimate what it takes.
+
+    Args:
+        plan: a run that has not started.
+
+    Raises:
+        BudgetError: nothing would be selected, or the budget is below the cold start.
+        InvalidConfig: there are more clusters than samples, or the chat template cannot be used.
+        InvalidPool: the pool has no sample or no known shape.
+        InvalidTarget: a validation row cannot be used.
+    """
+    pool = _pool_counts(plan)
+    target = load_target(plan.target.settings, Path(plan.target.base_folder))
+    unusable = _unusable_rows(plan, target)
+    counts = _counts(plan.config, pool.n_samples, len(target.validation))
+    dim = _feature_dim(plan)
+    gradients = _gradient_evaluations(plan.config, counts)
+    disk = _disk_bytes(plan, gradients, dim)
+    return Estimate(
+        pool=pool,
+        n_pool=pool.n_samples,
+        n_test=len(target.test),
+        feature_dim=dim,
+        gradient_evaluations=gradients,
+        full_gradient_evaluations=counts.n_samples * counts.n_checkpoints,
+        disk_bytes=disk,
+        memory_bytes=_memory_bytes(plan, counts, dim),
+        warnings=(*unusable, *_warnings(plan, counts, target, sum(disk.values()))),
+        **counts.model_dump(),
+    )
+
+
+def _pool_counts(plan: RunPlan) -> IngestCounts:
+    known = finished(plan.ingest, plan.workspace)
+    if known is not None:
+        return ingest_counts(known)
+    with tempfile.TemporaryDirectory(prefix="clusterucb-check-") as folder:
+        return ingest_counts(run_ingest(plan.ingest, Workspace(home=folder)))
+
+
+def _unusable_rows(plan: RunPlan, target: Target) -> list[str]:
+    """Return warnings about target rows; a validation row without a gradient is an error."""
+    lost = _without_loss(plan, target.validation)
+    if lost:
+        number, why = lost[0]
+        raise InvalidTarget(
+            f"validation row {number} of target {target.name!r} has nothing to take a gradient of: "
+            f"{why.reason} ({why.detail}); mend or remove the row, or raise model.max_length"
+        )
+    lost = _without_loss(plan, target.test)
+    if not lost:
+        return []
+    number, why = lost[0]
+    return [
+        f"{len(lost)} of {len(target.test)} test rows have no loss, the first is row {number} ({why.reason})"
+    ]
+
+
+def _without_loss(plan: RunPlan, rows: Sequence[TargetRow]) -> list[tuple[int, Exclusion]]:
+    chat = open_chat(plan.model)
+    conversations = [(row.row_id, row.messages) for row in rows]
+    outcomes = tokenize_batch(chat, conversations, max_length=plan.model.settings.max_length)
+    return [(i, outcome) for i, outcome in enumerate(outcomes, start=1) if not isinstance(outcome, Tokenized)]
+
+
+def _counts(config: RunConfig, n_pool: int, n_validation: int) -> _Counts:
+    limit = config.pool.max_samples
+    n = n_pool if limit is None else min(n_pool, limit)
+    n_selected = share_of(config.selection.top_fraction, n)
+    if n_selected < 1:
+        raise BudgetError(
+            f"selection.top_fraction={config.selection.top_fraction} of {n} samples selects none; "
+            "raise it or give a larger pool"
+        )
+    k, budget, cold_start = _bandit_counts(config, n)
+    return _Counts(
+        n_samples=n,
+        n_validation=n_validation,
+        n_selected=n_selected,
+        budget_samples=budget,
+        n_clusters=k,
+        cold_start_samples=cold_start,
+        n_checkpoints=config.warmup.epochs if config.mode == "static" else config.finetune.epochs,
+    )
+
+
+def _bandit_counts(config: RunConfig, n: int) -> tuple[int, int, int]:
+    """Return clusters, budget and cold start, as if all clusters were of one size."""
+    settings = config.selection
+    if not is_bandit(settings.policy):
+        return 0, 0, 0
+    try:
+        k = cluster_count(config.clusters.k, n)
+    except ValueError as error:
+        raise InvalidConfig(f"clusters.k={config.clusters.k} does not fit {n} samples: {error}") from error
+    sizes = np.array([n // k + (cluster < n % k) for cluster in range(k)])
+    cold_start = int(cold_start_counts(sizes, settings.cold_start_fraction).sum())
+    budget = share_of(settings.budget_fraction, n)
+    if budget < max(1, cold_start):
+        raise BudgetError(
+            f"the budget of {budget} samples (selection.budget_fraction={settings.budget_fraction} of {n}) is "
+            f"below the cold start of about {cold_start} samples ({k} clusters, cold_start_fraction="
+            f"{settings.cold_start_fraction}); raise the budget, or lower the cold start or clusters.k"
+        )
+    return k, budget, cold_start
+
+
+def _feature_dim(plan: RunPlan) -> int:
+    settings, n_parameters = plan.config.features, plan.model.n_lora_parameters
+    projection = resolve_projection(
+        settings.projection, dim=settings.projection_dim, n_parameters=n_parameters, seed=plan.config.seed
+    )
+    return n_parameters if projection is None else settings.projection_dim
+
+
+def _gradient_evaluations(config: RunConfig, counts: _Counts) -> dict[str, int]:
+    """Return samples x checkpoints by stage; what one stage computes, the next one reuses."""
+    everything, later = counts.n_samples * counts.n_checkpoints, counts.n_checkpoints - 1
+    parts: dict[str, int] = {}
+    passes = 0
+    if is_bandit(config.selection.policy):
+        parts["clustering"] = counts.n_samples
+        parts["selection"] = counts.budget_samples * later
+        passes = counts.n_checkpoints
+    elif config.selection.policy == "full":
+        parts["selection"] = everything
+        passes = counts.n_checkpoints
+    if "full" in config.evaluate.baselines and config.selection.policy != "full":
+        # static: the same checkpoints; dynamic: only the warmup's is the same
+        shared = sum(parts.values()) if config.mode == "static" else parts.get("clustering", 0)
+        parts["baseline full"] = everything - shared
+        passes = (
+            max(passes, counts.n_checkpoints) if config.mode == "static" or not passes else passes + later
+        )
+    return parts | {"target": counts.n_validation * passes}
+
+
+def _disk_bytes(plan: RunPlan, gradients: dict[str, int], dim: int) -> dict[str, int]:
+    adapter_and_moments = 3 * FLOAT_BYTES * plan.model.n_lora_parameters
+    return {
+        "features": sum(gradients.values()) * dim * FEATURE_BYTES,
+        "checkpoints": _n_saved_checkpoints(plan.config) * adapter_and_moments,
+    }
+
+
+def _n_saved_checkpoints(config: RunConfig) -> int:
+    baselines = config.evaluate.baselines
+    subjects = 1 + ("full" in baselines) + ("random" in baselines) * config.evaluate.random_seeds
+    needs_warmup = config.mode == "dynamic" or config.selection.policy != "random" or "full" in baselines
+    warmup = (config.warmup.epochs if config.mode == "static" else 1) if needs_warmup else 0
+    return warmup + subjects * config.finetune.epochs
+
+
+def _memory_bytes(plan: RunPlan, counts: _Counts, dim: int) -> dict[str, int]:
+    weights = WEIGHT_BYTES.get(plan.model.settings.dtype, FLOAT_BYTES)
+    memory = {
+        "model weights": plan.model.n_parameters * weights,
+        "adapter, its gradient and moments": 4 * FLOAT_BYTES * plan.model.n_lora_parameters,
+    }
+    if is_bandit(plan.config.selection.policy):
+        # the rows, and as much again while they are clustered
+        memory["clustering (main memory)"] = 2 * FLOAT_BYTES * counts.n_samples * dim
+    return memory
+
+
+def _warnings(plan: RunPlan, counts: _Counts, target: Target, disk_bytes: int) -> Iterator[str]:
+    config = plan.config
+    if config.finetune.batch_size > counts.n_selected:
+        yield (
+            f"finetune.batch_size={config.finetune.batch_size} is above the {counts.n_selected} selected "
+            "samples: each epoch is one optimiser step on a smaller batch"
+        )
+    warmup_samples = max(1, share_of(config.warmup.fraction, counts.n_samples))
+    if config.mode == "static" and config.warmup.batch_size > warmup_samples:
+        yield (
+            f"warmup.batch_size={config.warmup.batch_size} is above the {warmup_samples} samples of the "
+            "warmup: each epoch is one optimiser step on a smaller batch"
+        )
+    if is_bandit(config.selection.policy) and counts.budget_samples < 2 * counts.n_clusters:
+        yield (
+            f"the budget of {counts.budget_samples} samples leaves fewer than two draws for each of "
+            f"{counts.n_clusters} clusters; raise selection.budget_fraction or lower clusters.k"
+        )
+    if not target.test:
+        yield f"target {target.name!r} has no test rows: no test loss will be measured; set target.test"
+    free = shutil.disk_usage(_existing(plan.workspace.artifacts)).free
+    if disk_bytes > free:
+        yield (
+            f"about {disk_bytes / 2**30:.1f} GiB of artifacts do not fit the {free / 2**30:.1f} GiB free at "
+            f"{plan.workspace.artifacts}; set execution.storage_root, or lower features.projection_dim"
+        )
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.absolute().parents) if place.exists())

@@ -1,0 +1,169 @@
+"""Export a selection version to a file that trainers read; reads the catalog, writes that one file.
+
+`alpaca` and `sharegpt` are the shapes of the same name that LLaMA-Factory reads: strictly alternating turns
+that begin with the user and end with the assistant. Conversations are brought into that form by `_Exchange`.
+"""
+
+import json
+import logging
+import uuid
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, assert_never, get_args
+
+import polars as pl
+
+from clusterucb_core.errors import InvalidConfig
+from clusterucb_core.frozen import Frozen
+from clusterucb_core.store import open_catalog, selection_samples, selection_summary
+
+logger = logging.getLogger(__name__)
+
+ExportFormat = Literal["jsonl", "parquet", "alpaca", "sharegpt"]
+Turns = list[dict[str, str]]
+
+_MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+
+
+class ExportResult(Frozen):
+    """The file written, the number of samples in it, and what they are."""
+
+    path: str
+    n: int
+    format: ExportFormat
+    version: int
+
+
+def export_selection(
+    catalog: Path,
+    version: int | None,
+    out: Path,
+    *,
+    format: ExportFormat = "jsonl",  # noqa: A002 - the name in the contract
+) -> ExportResult:
+    """Write the samples of a selection version to a file, in rank order.
+
+    Args:
+        catalog: the DuckDB file.
+        version: a selection version; None means the last period of the newest complete run.
+        out: the file to write; an old one is replaced once the new one is complete.
+        format: `jsonl` has `{"messages": [...]}` in each line; `parquet` rank, sample_id, influence, cluster,
+            source and messages; `alpaca` a JSON array of instruction, input, output, and system and history
+            where there are any; `sharegpt` a JSON array of conversations, and system where there is one.
+
+    Returns:
+        What was written. Erased samples are left out.
+
+    Raises:
+        InvalidConfig: the format is unknown, or `out` is a folder.
+        MissingArtifact: there is no catalog.
+        UnknownVersion: the catalog holds no such version.
+    """
+    if format not in get_args(ExportFormat):
+        known = ", ".join(get_args(ExportFormat))
+        raise InvalidConfig(f"export format {format!r} is unknown; known formats: {known}")
+    if out.is_dir():
+        raise InvalidConfig(f"{out} is a folder; name the file to write")
+    with open_catalog(catalog, read_only=True) as con:
+        found = selection_summary(con, version).selection_version
+        samples = selection_samples(con, found)
+    kept = samples.filter(pl.col("messages").is_not_null())
+    if len(kept) < len(samples):
+        logger.warning("%d erased samples of version %d are left out", len(samples) - len(kept), found)
+    with _replacement(out) as draft:
+        _write(kept, draft, shape=format)
+    return ExportResult(path=str(out), n=len(kept), format=format, version=found)
+
+
+def _write(samples: pl.DataFrame, path: Path, *, shape: ExportFormat) -> None:
+    conversations: Iterator[Turns] = (json.loads(text) for text in samples["messages"])
+    match shape:
+        case "jsonl":
+            _write_lines(({"messages": turns} for turns in conversations), path)
+        case "parquet":
+            column = pl.Series("messages", list(conversations), dtype=_MESSAGES)
+            samples.with_columns(column).write_parquet(path)
+        case "alpaca":
+            _write_array((_alpaca_row(_exchange(turns)) for turns in conversations), path)
+        case "sharegpt":
+            _write_array((_sharegpt_row(_exchange(turns)) for turns in conversations), path)
+        case _:
+            assert_never(shape)
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """A conversation as pairs of what the user said and what the assistant answered.
+
+    System messages are joined, turns of one speaker in a row too; a conversation that the assistant opens has
+    an empty first user turn, and a last user turn without an answer is dropped: nothing is learned from it.
+    """
+
+    system: str
+    pairs: list[tuple[str, str]]
+
+
+def _exchange(turns: Turns) -> _Exchange:
+    system = "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system")
+    spoken: list[tuple[str, str]] = []
+    for turn in turns:
+        if turn["role"] == "system":
+            continue
+        if spoken and spoken[-1][0] == turn["role"]:
+            spoken[-1] = (turn["role"], f"{spoken[-1][1]}\n\n{turn['content']}")
+        else:
+            spoken.append((turn["role"], turn["content"]))
+    if spoken and spoken[0][0] == "assistant":
+        spoken.insert(0, ("user", ""))
+    texts = [text for _, text in spoken]
+    return _Exchange(system, list(zip(texts[0::2], texts[1::2], strict=False)))
+
+
+def _alpaca_row(exchange: _Exchange) -> dict[str, Any]:
+    *history, (instruction, output) = exchange.pairs
+    row: dict[str, Any] = {"instruction": instruction, "input": "", "output": output}
+    if exchange.system:
+        row["system"] = exchange.system
+    if history:
+        row["history"] = [list(pair) for pair in history]
+    return row
+
+
+def _sharegpt_row(exchange: _Exchange) -> dict[str, Any]:
+    conversations = [
+        {"from": speaker, "value": text}
+        for pair in exchange.pairs
+        for speaker, text in zip(("human", "gpt"), pair, strict=True)
+    ]
+    row: dict[str, Any] = {"conversations": conversations}
+    if exchange.system:
+        row["system"] = exchange.system
+    return row
+
+
+def _write_lines(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_array(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write("[")
+        for number, row in enumerate(rows):
+            file.write((",\n" if number else "\n") + json.dumps(row, ensure_ascii=False))
+        file.write("\n]\n")
+
+
+@contextmanager
+def _replacement(out: Path) -> Generator[Path, None, None]:
+    """Give a temporary sibling of `out` to write; without an error it takes the name at the end."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield draft
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""What becomes of each sample of a batch: a feature, or an exclusion with its reason."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clusterucb_core.features.engine import BatchGradients, GradientEngine
+from clusterucb_core.features.token_rows import Reason, TokenRow, unusable_reason
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One sample's feature, float32 [width], or the reason and detail of its exclusion."""
+
+    feature: NDArray[np.float32] | None
+    reason: Reason | None = None
+    detail: str = ""
+
+
+def batch_outcomes(engine: GradientEngine, samples: Sequence[TokenRow], *, unit_rows: bool) -> list[Outcome]:
+    """Compute one batch so that neither a bad sample nor a lack of memory harms the others.
+
+    Args:
+        engine: the gradient engine.
+        samples: the batch.
+        unit_rows: whether to scale features to unit length.
+
+    Returns:
+        One outcome for each sample, in order.
+
+    Raises:
+        InvalidModel: token ids outside the vocabulary.
+    """
+    outcomes: list[Outcome | None] = [None] * len(samples)
+    usable: list[int] = []
+    for index, sample in enumerate(samples):
+        bad = unusable_reason(sample, engine.limits)
+        if bad is None:
+            usable.append(index)
+        else:
+            outcomes[index] = Outcome(None, *bad)
+    computed = _computed(engine, [samples[i] for i in usable], unit_rows=unit_rows)
+    for index, outcome in zip(usable, computed, strict=True):
+        outcomes[index] = outcome
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _computed(engine: GradientEngine, samples: Sequence[TokenRow], *, unit_rows: bool) -> list[Outcome]:
+    if not samples:
+        return []
+    gradients = _gradients_or_none(engine, samples)
+    if gradients is None:
+        return _in_halves(engine, samples, unit_rows=unit_rows)
+    outcomes = _judged(gradients, unit_rows=unit_rows)
+    if len(samples) == 1:
+        return outcomes
+    # a sample that is bad only in company was infected by a neighbour: alone it tells the truth
+    return [
+        _computed(engine, [sample], unit_rows=unit_rows)[0] if _is_non_finite(outcome) else outcome
+        for sample, outcome in zip(samples, outcomes, strict=True)
+    ]
+
+
+def _gradients_or_none(engine: GradientEngine, samples: Sequence[TokenRow]) -> BatchGradients | None:
+    try:
+        return engine.gradients(samples)
+    except torch.OutOfMemoryError:
+        return None  # the caller goes on after the traceback, and the tensors that it holds, are gone
+
+
+def _in_halves(engine: GradientEngine, samples: Sequence[TokenRow], *, unit_rows: bool) -> list[Outcome]:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    longest = max(len(sample.input_ids) for sample in samples)
+    if len(samples) == 1:
+        return [Outcome(None, "out_of_memory", f"{longest} tokens do not fit into memory alone")]
+    logger.warning("out of memory at %d samples of up to %d tokens: halving the batch", len(samples), longest)
+    middle = len(samples) // 2
+    return [
+        *_computed(engine, samples[:middle], unit_rows=unit_rows),
+        *_computed(engine, samples[middle:], unit_rows=unit_rows),
+    ]
+
+
+def _judged(gradients: BatchGradients, *, unit_rows: bool) -> list[Outcome]:
+    norms = torch.linalg.vector_norm(gradients.features, dim=1)
+    rows = gradients.features
+    if unit_rows:
+        rows = rows / norms[:, None]
+    features = rows.to(torch.float32).cpu().numpy()
+    facts = torch.stack([t.to(torch.float64) for t in (gradients.losses, gradients.largest, norms)]).cpu()
+    return [
+        _judge(features[row], loss, largest, norm)
+        for row, (loss, largest, norm) in enumerate(facts.T.tolist())
+    ]
+
+
+def _judge(feature: NDArray[np.float32], loss: float, largest: float, norm: float) -> Outcome:
+    if not np.isfinite(loss):
+        return Outcome(None, "non_finite_loss", f"the loss is {loss}")
+    if not (np.isfinite(largest) and np.isfinite(norm)):
+        return Outcome(None, "non_finite_gradient", f"largest entry {largest}, norm of the feature {norm}")
+    if largest == 0 or norm == 0:
+        return Outcome(None, "zero_gradient", f"the loss is {loss:.4g}, every entry of the gradient is 0")
+    return Outcome(feature)
+
+
+def _is_non_finite(outcome: Outcome) -> bool:
+    return outcome.reason in ("non_finite_loss", "non_finite_gradient")

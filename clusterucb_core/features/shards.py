@@ -1,0 +1,205 @@
+"""Shards of gradient features: planned once for a request, written whole, never twice.
+
+Files written: `<artifact root>/features/<feature space>/<shard>/features.npy` and its manifest. Row i of the
+file belongs to sample i of the shard; the rows of excluded samples stay zero and are never read.
+"""
+
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from clusterucb_core.artifacts import find_artifact, fingerprint, new_artifact
+from clusterucb_core.errors import InvalidConfig
+from clusterucb_core.features.batches import plan_batches
+from clusterucb_core.features.gradients import AdamMoments, FeatureBatch, iter_gradient_features
+from clusterucb_core.features.projections import Projection
+from clusterucb_core.features.sinks import trainable_parameters
+from clusterucb_core.records import ArtifactRef, FloatArray, IntArray, TokenizedSample
+
+logger = logging.getLogger(__name__)
+
+FEATURES_FILE = "features.npy"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Samples computed and stored together; `batches` holds positions in `sample_ids`."""
+
+    fingerprint: str
+    sample_ids: tuple[str, ...]
+    batches: tuple[tuple[int, ...], ...]
+
+
+def shard_stage(feature_space: str) -> str:
+    """Return the artifact stage that holds the shards of a feature space."""
+    return f"features/{feature_space}"
+
+
+def shard_fingerprint(feature_space: str, sample_ids: Sequence[str]) -> str:
+    """Return the name of the shard that holds these samples in this order."""
+    return fingerprint("features", feature_space, list(sample_ids))
+
+
+def plan_shards(
+    feature_space: str,
+    sample_ids: Sequence[str],
+    lengths: IntArray,
+    *,
+    shard_samples: int,
+    max_batch_tokens: int,
+) -> list[Shard]:
+    """Divide a request into batches, and the batches into shards.
+
+    Batches are planned over the whole request, so neither the number of shards nor the order of the request
+    changes a batch, and therefore no byte of a feature. To resume, plan the same request again: what is
+    finished is not computed twice.
+
+    Args:
+        feature_space: fingerprint of everything that determines a feature.
+        sample_ids: the samples asked for; a repeated id counts once.
+        lengths: tokens of each, integers [n].
+        shard_samples: about how many samples a shard gets; a batch is never divided.
+        max_batch_tokens: padded tokens of one batch.
+
+    Returns:
+        Shards that cover the request once, short samples first.
+
+    Raises:
+        InvalidConfig: `shard_samples` or `max_batch_tokens` is below 1.
+    """
+    if shard_samples < 1:
+        raise InvalidConfig(f"shard_samples={shard_samples} holds no sample; set it to 1 or more")
+    length_of = dict(zip(sample_ids, np.asarray(lengths).tolist(), strict=True))
+    ordered = sorted(length_of, key=lambda sample_id: (length_of[sample_id], sample_id))
+    sorted_lengths = np.array([length_of[sample_id] for sample_id in ordered], dtype=np.int64)
+    batches = [
+        [ordered[index] for index in batch]
+        for batch in plan_batches(sorted_lengths, max_batch_tokens=max_batch_tokens)
+    ]
+    groups: list[list[list[str]]] = []
+    filled = shard_samples
+    for batch in batches:
+        if filled + len(batch) > shard_samples or not groups:
+            groups.append([])
+            filled = 0
+        groups[-1].append(batch)
+        filled += len(batch)
+    return [_shard(feature_space, group) for group in groups]
+
+
+def remaining_shard(feature_space: str, shard: Shard, missing: Collection[str]) -> Shard | None:
+    """Return the part of a shard that is missing, in the same batches, or None where nothing is.
+
+    Args:
+        feature_space: fingerprint of everything that determines a feature.
+        shard: from `plan_shards`.
+        missing: ids that have no feature yet.
+    """
+    groups = [[shard.sample_ids[index] for index in batch] for batch in shard.batches]
+    kept = [part for group in groups if (part := [sample_id for sample_id in group if sample_id in missing])]
+    return _shard(feature_space, kept) if kept else None
+
+
+def _shard(feature_space: str, batches: Sequence[Sequence[str]]) -> Shard:
+    starts = np.cumsum([0, *(len(batch) for batch in batches)]).tolist()
+    sample_ids = tuple(sample_id for batch in batches for sample_id in batch)
+    return Shard(
+        fingerprint=shard_fingerprint(feature_space, sample_ids),
+        sample_ids=sample_ids,
+        batches=tuple(tuple(range(start, stop)) for start, stop in pairwise(starts)),
+    )
+
+
+def write_shard(
+    artifact_root: Path,
+    feature_space: str,
+    shard: Shard,
+    model: nn.Module,
+    samples: Sequence[TokenizedSample],
+    *,
+    moments: AdamMoments | None,
+    projection: Projection | None,
+    provenance: Mapping[str, str] | None = None,
+) -> ArtifactRef:
+    """Compute and store the features of one shard; return at once where they are there already.
+
+    Args:
+        artifact_root: folder of all artifacts.
+        feature_space: fingerprint of everything that determines a feature.
+        shard: from `plan_shards`.
+        model: a PEFT model with LoRA adapters; run `check_engine` on it once before.
+        samples: the tokenised samples, in the order of `shard.sample_ids`.
+        moments: Adam moments [p], or None for plain gradients.
+        projection: None stores all p entries; rows have unit length either way.
+        provenance: kept in the manifest, for instance the run that paid for the shard.
+
+    Returns:
+        The reference of the shard's artifact; excluded samples are listed in its manifest.
+
+    Raises:
+        ValueError: the samples are not those of the shard.
+        InvalidModel: nothing to train, moments of another model, or token ids outside the vocabulary.
+    """
+    stage = shard_stage(feature_space)
+    if tuple(sample.sample_id for sample in samples) != shard.sample_ids:
+        raise ValueError(
+            f"the {len(samples)} samples are not those of shard {shard.fingerprint}, in its order"
+        )
+    finished = find_artifact(artifact_root, stage, shard.fingerprint)
+    if finished is not None:
+        return finished
+    manifest: dict[str, Any] = {
+        "feature_space": feature_space,
+        "sample_ids": list(shard.sample_ids),
+        "provenance": dict(provenance or {}),
+    }
+    batches = [np.array(batch, dtype=np.int64) for batch in shard.batches]
+    with new_artifact(artifact_root, stage, shard.fingerprint, manifest) as folder:
+        rows = _open_rows(folder / FEATURES_FILE, len(samples), model, projection)
+        stream = iter_gradient_features(model, samples, batches, moments=moments, projection=projection)
+        excluded: list[tuple[str, str, str]] = []
+        start = time.monotonic()
+        for batch in stream:
+            _store(rows, batch)
+            excluded.extend((shard.sample_ids[i], reason, detail) for i, reason, detail in batch.excluded)
+        rows.flush()
+        manifest |= {
+            "excluded": excluded,
+            "dim": rows.shape[1],
+            "bytes": (folder / FEATURES_FILE).stat().st_size,
+        }
+        _log_rate(shard, len(excluded), time.monotonic() - start)
+    return ArtifactRef(
+        stage=stage, fingerprint=shard.fingerprint, path=str(artifact_root / stage / shard.fingerprint)
+    )
+
+
+def _open_rows(
+    path: Path, samples: int, model: nn.Module, projection: Projection | None
+) -> "np.memmap[Any, Any]":
+    sizes = (parameter.numel() for parameter in trainable_parameters(model).values())
+    width = sum(sizes) if projection is None else projection.dim
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(samples, width))
+
+
+def _store(rows: FloatArray, batch: FeatureBatch) -> None:
+    # gradients without projection come with their own length, and 16 bits have no room for it
+    norms = np.linalg.norm(batch.features, axis=1, keepdims=True)
+    rows[batch.indices] = batch.features / norms
+
+
+def _log_rate(shard: Shard, excluded: int, seconds: float) -> None:
+    logger.info(
+        "shard %s: %d features, %d excluded, %.1f samples/s",
+        shard.fingerprint[:8],
+        len(shard.sample_ids) - excluded,
+        excluded,
+        len(shard.sample_ids) / max(seconds, 1e-9),
+    )

@@ -1,0 +1,69 @@
+"""Rows of Parquet files, read a few at a time and only in the columns that a shape knows."""
+
+# PyArrow ships no types: what it returns is narrowed here.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clusterucb_core.containers import COMPRESSION_SUFFIXES, open_bytes
+from clusterucb_core.pool.quarantine import BadRow, BrokenContainer, RawRow, Reason, bad_row
+
+_BATCH_ROWS = 64
+_BUFFER_BYTES = 1 << 20
+
+
+def parquet_rows(path: Path, columns: Collection[str]) -> Iterator[RawRow | BadRow]:
+    """Give each row of a Parquet file; a column outside `columns` keeps its name and loses its values.
+
+    Raises:
+        BrokenContainer: the file is damaged; the rows before have been given.
+    """
+    with _seekable(path) as stream:
+        try:
+            file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+            names = cast("list[str]", file.schema_arrow.names)
+            wanted = [name for name in names if name in columns]
+            number = 1
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
+                yield from _batch_rows(batch, names, number)
+                number += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise BrokenContainer(f"not a whole Parquet file: {error}") from error
+
+
+def _batch_rows(batch: Any, names: list[str], number: int) -> Iterator[RawRow | BadRow]:
+    unread = dict.fromkeys(names)
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError:
+        yield from _rows_one_by_one(batch, unread, number)
+        return
+    for offset, row in enumerate(rows):
+        yield RawRow(number + offset, unread | row, b"")
+
+
+def _rows_one_by_one(batch: Any, unread: dict[str, None], number: int) -> Iterator[RawRow | BadRow]:
+    for offset in range(batch.num_rows):
+        try:
+            yield RawRow(number + offset, unread | batch.slice(offset, 1).to_pylist()[0], b"")
+        except UnicodeDecodeError as error:
+            yield bad_row(number + offset, Reason.NOT_UTF8, str(error), raw=error.object)
+
+
+def _seekable(path: Path) -> BinaryIO:
+    """Return a stream that Parquet's reader can seek in: a compressed file goes to the disk first."""
+    if path.suffix.lower() not in COMPRESSION_SUFFIXES:
+        return path.open("rb")
+    plain = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    with open_bytes(path) as stream:
+        while chunk := stream.read(_BUFFER_BYTES):
+            plain.write(chunk)
+    plain.seek(0)
+    return cast("BinaryIO", plain)

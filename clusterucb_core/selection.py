@@ -1,0 +1,143 @@
+"""The settings of a selection, and the arithmetic between them and the bandit (method.md, sections 2 and 3)."""
+
+import difflib
+import math
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from clusterucb_core.bandit.policies import POLICY_KINDS, Policy
+from clusterucb_core.errors import BudgetError, InvalidConfig
+from clusterucb_core.frozen import Frozen
+
+OTHER_POLICIES = ("linucb", "random", "full")
+POLICY_NAMES = (*POLICY_KINDS, *OTHER_POLICIES)
+
+
+def known_policy(name: str) -> str:
+    """Return the name of a policy unchanged.
+
+    Raises:
+        ValueError: no policy has this name; the message lists the known ones.
+    """
+    if name not in POLICY_NAMES:
+        near = difflib.get_close_matches(name, POLICY_NAMES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown policy {name!r}; {hint}known: {', '.join(POLICY_NAMES)}")
+    return name
+
+
+PolicyName = Annotated[str, AfterValidator(known_policy)]
+
+
+class SelectionSettings(Frozen):
+    """What is drawn from the pool, and how much of it is selected."""
+
+    policy: PolicyName = Field(
+        default="ucb_beta",
+        title="Policy",
+        description="How clusters are drawn from. random: k at random without gradients; full: no budget.",
+        json_schema_extra={"enum": list(POLICY_NAMES)},
+    )
+    beta: float = Field(
+        default=1.0, ge=0, title="Beta", description="Weight of the spread of rewards in ucb_beta."
+    )
+    top_share: float = Field(
+        default=0.25,
+        gt=0,
+        lt=1,
+        title="Top share",
+        description="Share p of rewards that the threshold policies call high.",
+    )
+    explore_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        title="Explore fraction",
+        description="Uniform share of each round of linucb.",
+    )
+    context: Literal["gradient", "hidden_state", "proxy"] = Field(
+        default="gradient", title="Context", description="Side information that linucb regresses rewards on."
+    )
+    proxy_model: str | None = Field(
+        default=None, title="Proxy model", description="A smaller model for the proxy context."
+    )
+    budget_fraction: float = Field(
+        default=0.2,
+        gt=0,
+        le=1,
+        title="Budget",
+        description="Share of the pool whose gradients one selection may compute.",
+    )
+    cold_start_fraction: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        title="Cold start",
+        description="Share of each cluster drawn before the policy decides.",
+    )
+    audit_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        title="Audit",
+        description="Share of the pool drawn to certify the result; 0: none.",
+    )
+    top_fraction: float = Field(
+        default=0.05, gt=0, le=1, title="Selected share", description="Share of the pool that is selected."
+    )
+    round_samples: int = Field(
+        default=64,
+        ge=1,
+        title="Draws a round",
+        description="Samples drawn on one set of bounds; 1 is the paper's rule.",
+    )
+    aggregate: Literal["max", "mean"] = Field(
+        default="max",
+        title="Aggregate",
+        description="How the scores of a target's subtasks become one influence.",
+    )
+
+
+def check_selection(settings: SelectionSettings) -> None:
+    """Refuse settings that name what this version does not do.
+
+    Raises:
+        InvalidConfig: the policy is `linucb`, or an audit is asked for.
+        BudgetError: more is to be selected than the budget draws.
+    """
+    if settings.policy == "linucb":
+        raise InvalidConfig("selection.policy=linucb is not available in this version; choose ucb_beta")
+    if settings.audit_fraction:
+        raise InvalidConfig(
+            f"selection.audit_fraction={settings.audit_fraction} asks for a certificate, which this version does "
+            "not compute; set it to 0"
+        )
+    if is_bandit(settings.policy) and settings.top_fraction > settings.budget_fraction:
+        raise BudgetError(
+            f"selection.top_fraction={settings.top_fraction} is above "
+            f"budget_fraction={settings.budget_fraction}: only drawn samples can be selected; raise the budget"
+        )
+
+
+def is_bandit(policy: str) -> bool:
+    """Tell whether a policy draws from clusters under a budget."""
+    return policy in POLICY_KINDS
+
+
+def bandit_policy(settings: SelectionSettings) -> Policy:
+    """Return the bandit policy that the settings name, with the settings that it reads.
+
+    Raises:
+        InvalidConfig: the name is none of a bandit policy.
+    """
+    if not is_bandit(settings.policy):
+        raise InvalidConfig(f"selection.policy={settings.policy} is no cluster policy")
+    variant = POLICY_KINDS[settings.policy]
+    fields = [name for name in variant.model_fields if name != "kind"]
+    return variant(**{name: getattr(settings, name) for name in fields})
+
+
+def share_of(fraction: float, n_samples: int) -> int:
+    """Return floor(fraction x n + 1e-9), the rule for every count that is given as a share."""
+    return math.floor(fraction * n_samples + 1e-9)

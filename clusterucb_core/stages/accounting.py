@@ -1,0 +1,108 @@
+"""What each selection of a run took: gradients computed now or reused, by stage, and their operations.
+
+Reads feature shards and tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clusterucb_core.cost import (
+    CostLedger,
+    add_cost,
+    cost_by_stage,
+    full_selection_cost,
+    gradient_cost,
+    total_cost,
+)
+from clusterucb_core.lm.tokens import open_tokens
+from clusterucb_core.records import ArtifactRef
+from clusterucb_core.selection import is_bandit
+from clusterucb_core.stages.clusters import read_clustering
+from clusterucb_core.stages.draws import DrawSpec, read_pulls
+from clusterucb_core.stages.features import open_store
+from clusterucb_core.stages.intake import candidate_ids, read_target
+from clusterucb_core.stages.models import FeatureSpace
+from clusterucb_core.stages.scores import plain_space
+from clusterucb_core.workspace import Workspace
+
+Need = tuple[str, FeatureSpace, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class SelectionCost:
+    """Gradient evaluations (samples x checkpoints) of one selection, and operations beside full selection's."""
+
+    computed: int
+    reused: int
+    target_computed: int
+    flops: float
+    full_flops: float
+    full_evaluations: int
+    by_stage: dict[str, dict[str, int | float]]
+
+
+def selection_cost(spec: DrawSpec, draws: ArtifactRef, workspace: Workspace, run_id: str) -> SelectionCost:
+    """Return what a selection needed, split by whether this run computed it or an earlier one had."""
+    table = open_tokens(spec.tokens)
+    tokens = dict(zip(table.sample_ids, table.lengths.tolist(), strict=True))
+    n_checkpoints = max(1, len(spec.spaces))
+    every = [sample for sample in table.sample_ids if sample in set(candidate_ids(spec.candidates))]
+    ledger, reused = CostLedger(), 0
+    for stage, space, needed in _needs(spec, draws):
+        paid = _paid_by(space, needed, workspace, run_id)
+        reused += len(needed) - len(paid)
+        cost = gradient_cost(
+            n_samples=len(paid),
+            n_checkpoints=1,
+            n_parameters=space.model.n_parameters,
+            n_tokens=sum(tokens[sample] for sample in paid),
+        )
+        ledger = add_cost(ledger, stage, cost)
+    n_parameters = spec.spaces[0].model.n_parameters if spec.spaces else 0
+    full = full_selection_cost(
+        n_samples=len(every),
+        n_checkpoints=n_checkpoints,
+        n_parameters=n_parameters,
+        n_tokens=sum(tokens[sample] for sample in every),
+    )
+    total = total_cost(ledger)
+    return SelectionCost(
+        computed=total.gradient_evaluations,
+        reused=reused,
+        target_computed=_target_evaluations(spec, workspace, run_id),
+        flops=total.flops,
+        full_flops=full.flops,
+        full_evaluations=full.gradient_evaluations,
+        by_stage=cost_by_stage(ledger),
+    )
+
+
+def _needs(spec: DrawSpec, draws: ArtifactRef) -> list[Need]:
+    """Return stage, feature space and samples of every gradient that a selection rests on, each one once."""
+    if spec.settings.policy == "random":
+        return []
+    needs: list[Need] = []
+    everything = frozenset(candidate_ids(spec.candidates))
+    clustered: frozenset[str] = frozenset()
+    if spec.clustering is not None and spec.first_space in spec.spaces:
+        clustered = frozenset(read_clustering(spec.clustering)[0])
+        needs.append(("clustering", spec.first_space, clustered))
+    drawn = frozenset(read_pulls(draws)["sample_id"]) if is_bandit(spec.settings.policy) else everything
+    for space in spec.spaces:
+        rest = drawn - clustered if space == spec.first_space else drawn
+        needs.append(("selection", space, rest))
+    return needs
+
+
+def _paid_by(
+    space: FeatureSpace, needed: Sequence[str] | frozenset[str], workspace: Workspace, run_id: str
+) -> list[str]:
+    """Return the needed samples whose shard names this run as the one that computed it."""
+    store = open_store(space, workspace)
+    known = [sample for sample in needed if sample in store.known]
+    return [sample for sample in known if store.provenance(sample).get("run_id") == run_id]
+
+
+def _target_evaluations(spec: DrawSpec, workspace: Workspace, run_id: str) -> int:
+    rows = [row.row_id for row in read_target(spec.target).validation]
+    return sum(len(_paid_by(plain_space(space), rows, workspace, run_id)) for space in spec.spaces)

@@ -1,0 +1,285 @@
+"""One selection: the bandit's draws, or all of the pool, or chance, and the k best of what was seen.
+
+Reads the artifacts `clustering`, `candidates`, `target` and feature shards; writes the artifact `draws` and
+the shards of the samples that are drawn.
+"""
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from clusterucb_core.artifacts import new_artifact, read_manifest
+from clusterucb_core.bandit.pulls import PullLog, RoundReport, pull_arms
+from clusterucb_core.errors import BudgetError, InvalidPool, TooManyExcluded
+from clusterucb_core.execution import ExecutionSettings
+from clusterucb_core.features.gradients import UnusableSamples
+from clusterucb_core.influence import aggregate_scores, top_k
+from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray, IntArray
+from clusterucb_core.seeds import child_rng
+from clusterucb_core.selection import SelectionSettings, bandit_policy, is_bandit, share_of
+from clusterucb_core.stages.clusters import read_clustering
+from clusterucb_core.stages.features import usable_samples
+from clusterucb_core.stages.intake import candidate_ids, pool_size
+from clusterucb_core.stages.models import FeatureSpace
+from clusterucb_core.stages.scores import (
+    BookFiller,
+    ScoreBook,
+    open_book,
+    read_target_gradients,
+    total_scores,
+)
+from clusterucb_core.workspace import StageSpec, Workspace, location, stage_key, written
+
+logger = logging.getLogger(__name__)
+
+NO_CLUSTER = -1
+
+
+class DrawSpec(StageSpec):
+    """One selection of one period.
+
+    `spaces` are the pool's feature spaces at the checkpoints that count, with their `weights`; `first_space`
+    is the one that was clustered.
+    """
+
+    stage: str = "draws"
+    version: int = 1
+    settings: SelectionSettings
+    target: ArtifactRef
+    tokens: ArtifactRef
+    candidates: ArtifactRef
+    clustering: ArtifactRef | None = None
+    first_space: FeatureSpace | None = None
+    spaces: tuple[FeatureSpace, ...] = ()
+    weights: tuple[float, ...] = ()
+    period: int
+    seed: int
+    max_excluded_fraction: float
+    run_id: str = location(default="")  # pyright: ignore[reportAssignmentType]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a selection saw: influence [n] (NaN where unseen), cluster [n], the pulls in order, exclusions."""
+
+    sample_ids: list[str]
+    influence: FloatArray
+    clusters: IntArray
+    pulls: PullLog | None
+    exclusions: tuple[Exclusion, ...]
+    budget_samples: int
+
+
+def run_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
+    """Draw and select; a bandit computes the gradients of what it draws and of nothing else.
+
+    Raises:
+        BudgetError: the budget is below the cold start or above the pool.
+        InvalidPool: fewer samples can be used than are to be selected.
+    """
+    k = share_of(spec.settings.top_fraction, pool_size(spec.candidates))
+    if k < 1:
+        raise BudgetError(
+            f"selection.top_fraction={spec.settings.top_fraction} of {pool_size(spec.candidates)} samples selects "
+            "none; raise it or give a larger pool"
+        )
+    if spec.settings.policy == "random":
+        drawn, chosen = _random_choice(spec, k)
+    else:
+        drawn = (
+            _bandit_draws(spec, workspace, execution)
+            if is_bandit(spec.settings.policy)
+            else _all(spec, workspace)
+        )
+        seen = np.flatnonzero(~np.isnan(drawn.influence))
+        if len(seen) < k:
+            raise InvalidPool(
+                f"{len(seen)} samples have an influence, but {k} are to be selected; lower top_fraction"
+            )
+        chosen = seen[top_k(drawn.influence[seen], k)]
+    return _write(spec, workspace, drawn, chosen)
+
+
+def read_selected(ref: ArtifactRef) -> pl.DataFrame:
+    """Return rank, sample_id, influence and cluster of the selected samples."""
+    return pl.read_parquet(Path(ref.path) / "selected.parquet")
+
+
+def read_pulls(ref: ArtifactRef) -> pl.DataFrame:
+    """Return every pull in drawing order, with the columns of the table `pulls`."""
+    return pl.read_parquet(Path(ref.path) / "pulls.parquet")
+
+
+def draw_exclusions(ref: ArtifactRef) -> tuple[Exclusion, ...]:
+    """Return the samples that a selection could not use because of their gradients."""
+    return tuple(Exclusion(**item) for item in read_manifest(ref)["exclusions"])
+
+
+def _random_choice(spec: DrawSpec, k: int) -> tuple[Drawn, IntArray]:
+    ids = candidate_ids(spec.candidates)
+    if len(ids) < k:
+        raise InvalidPool(f"{len(ids)} samples can be used, but {k} are to be selected; lower top_fraction")
+    chosen = child_rng(spec.seed, "random selection", str(spec.period)).permutation(len(ids))[:k]
+    nothing = np.full(len(ids), np.nan)
+    return Drawn(ids, nothing, np.full(len(ids), NO_CLUSTER), None, (), 0), chosen
+
+
+def _all(spec: DrawSpec, workspace: Workspace) -> Drawn:
+    ids, exclusions = _usable(spec, candidate_ids(spec.candidates), workspace, spec.spaces)
+    book = _book(spec, ids, workspace)
+    scores = total_scores(book, np.arange(len(ids)))
+    influence = aggregate_scores(scores, spec.settings.aggregate)
+    clusters = np.full(len(ids), NO_CLUSTER)
+    if spec.clustering is not None:
+        clustered, clustering = read_clustering(spec.clustering)
+        label = dict(zip(clustered, clustering.labels.tolist(), strict=True))
+        clusters = np.array([label.get(sample, NO_CLUSTER) for sample in ids])
+    return Drawn(ids, influence, clusters, None, exclusions, len(ids))
+
+
+def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> Drawn:
+    assert spec.clustering is not None, "a cluster policy draws from a clustering"
+    assert spec.first_space is not None, "a clustering belongs to a feature space"
+    ids, clustering = read_clustering(spec.clustering)
+    _, exclusions = _usable(spec, candidate_ids(spec.candidates), workspace, (spec.first_space,))
+    clusters = clustering.labels
+    book = _book(spec, ids, workspace)
+    filler = BookFiller(spec.tokens, workspace=workspace, execution=execution, run_id=spec.run_id)
+    lost: dict[int, str] = {}
+    while True:
+        try:
+            log = _pull(spec, book, filler, arms=_arms(spec, clusters, lost))
+            break
+        except UnusableSamples as error:
+            # what was computed stays in the store, so the repeat without these samples is a replay
+            lost.update(zip(error.indices, error.reasons, strict=True))
+            _check_lost(spec, lost, len(ids))
+    influence = np.full(len(ids), np.nan)
+    influence[log.samples] = log.rewards
+    late = tuple(
+        Exclusion(ids[row], "selection", reason, f"period {spec.period}") for row, reason in lost.items()
+    )
+    return Drawn(ids, influence, clusters, log, exclusions + late, len(log.samples))
+
+
+def _pull(spec: DrawSpec, book: ScoreBook, filler: BookFiller, *, arms: list[IntArray]) -> PullLog:
+    def reward(rows: IntArray) -> FloatArray:
+        filler.fill(book, rows)
+        return aggregate_scores(total_scores(book, rows), spec.settings.aggregate)
+
+    available = sum(len(arm) for arm in arms)
+    return pull_arms(
+        arms,
+        reward,
+        policy=bandit_policy(spec.settings),
+        budget_samples=min(available, share_of(spec.settings.budget_fraction, pool_size(spec.candidates))),
+        cold_start_fraction=spec.settings.cold_start_fraction,
+        round_samples=spec.settings.round_samples,
+        rng=child_rng(spec.seed, "policy", str(spec.period)),
+        on_round=_log_round,
+    )
+
+
+def _log_round(report: RoundReport) -> None:
+    logger.info(
+        "round %d: %d of %d gradients drawn, %d arms open, mean reward %.4f",
+        report.round,
+        report.spent_samples,
+        report.budget_samples,
+        report.open_arms,
+        float(np.mean(report.rewards)),
+    )
+
+
+def _arms(spec: DrawSpec, clusters: IntArray, lost: dict[int, str]) -> list[IntArray]:
+    arms: list[IntArray] = []
+    for cluster in range(int(clusters.max()) + 1):
+        rows = np.flatnonzero(clusters == cluster)
+        order = child_rng(spec.seed, f"arms of period {spec.period}", str(cluster)).permutation(rows)
+        arms.append(np.array([row for row in order if row not in lost], dtype=np.int64))
+    return arms
+
+
+def _usable(
+    spec: DrawSpec, sample_ids: list[str], workspace: Workspace, spaces: tuple[FeatureSpace, ...]
+) -> tuple[list[str], tuple[Exclusion, ...]]:
+    """Leave out what any of the spaces is known to exclude."""
+    exclusions: list[Exclusion] = []
+    for space in spaces:
+        sample_ids, excluded = usable_samples(
+            space, sample_ids, workspace=workspace, max_excluded_fraction=spec.max_excluded_fraction
+        )
+        exclusions.extend(excluded)
+    return sample_ids, tuple(exclusions)
+
+
+def _check_lost(spec: DrawSpec, lost: dict[int, str], n: int) -> None:
+    if len(lost) > spec.max_excluded_fraction * n:
+        raise TooManyExcluded(
+            f"{len(lost)} of {n} samples lost their gradient while being drawn ({sorted(set(lost.values()))}), above "
+            f"features.max_excluded_fraction={spec.max_excluded_fraction}; mend the pool or raise the limit"
+        )
+
+
+def _book(spec: DrawSpec, ids: list[str], workspace: Workspace) -> ScoreBook:
+    target = read_target_gradients(spec.target, spec.spaces, workspace)
+    return open_book(spec.spaces, spec.weights, target, sample_ids=ids, workspace=workspace)
+
+
+def _write(spec: DrawSpec, workspace: Workspace, drawn: Drawn, chosen: IntArray) -> ArtifactRef:
+    selected = pl.DataFrame(
+        {
+            "rank": np.arange(1, len(chosen) + 1),
+            "sample_id": [drawn.sample_ids[row] for row in chosen],
+            "influence": drawn.influence[chosen],
+            "cluster": drawn.clusters[chosen],
+        }
+    ).with_columns(pl.col("influence").fill_nan(None), pl.col("cluster").replace(NO_CLUSTER, None))
+    manifest: dict[str, Any] = {
+        "n_candidates": len(drawn.sample_ids),
+        "n_selected": len(chosen),
+        "budget_samples": drawn.budget_samples,
+        "exclusions": [asdict(exclusion) for exclusion in drawn.exclusions],
+    }
+    with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder:
+        selected.write_parquet(folder / "selected.parquet")
+        _pull_frame(drawn).write_parquet(folder / "pulls.parquet")
+        (folder / "selected.txt").write_text("\n".join(selected["sample_id"]), encoding="utf-8")
+    return written(spec, workspace)
+
+
+def _pull_frame(drawn: Drawn) -> pl.DataFrame:
+    log = drawn.pulls
+    schema = {
+        "step": pl.Int64,
+        "round": pl.Int64,
+        "cluster": pl.Int64,
+        "sample_id": pl.String,
+        "reward": pl.Float64,
+        "kind": pl.String,
+        "bound": pl.Float64,
+        "arm_mean": pl.Float64,
+        "arm_std": pl.Float64,
+        "arm_left": pl.Int64,
+    }
+    if log is None:
+        return pl.DataFrame(schema=schema)
+    columns = {
+        "step": np.arange(len(log.samples)),
+        "round": log.rounds,
+        "cluster": log.arms,
+        "sample_id": [drawn.sample_ids[row] for row in log.samples],
+        "reward": log.rewards,
+        "kind": [str(kind) for kind in log.kinds],
+        "bound": log.bounds,
+        "arm_mean": log.means,
+        "arm_std": log.stds,
+        "arm_left": log.lefts,
+    }
+    return pl.DataFrame(columns, schema=schema).with_columns(
+        pl.col("bound", "arm_mean", "arm_std").fill_nan(None)
+    )

@@ -1,0 +1,133 @@
+"""Test loss and lm-eval tasks of the base model or of a trained adapter.
+
+Reads the artifacts `target`, `tokens` and `training`; writes the artifact `evaluation`.
+"""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clusterucb_core.artifacts import new_artifact
+from clusterucb_core.evaluation import (
+    EvaluateSettings,
+    evaluate_tasks,
+    loss_result,
+    test_losses,
+    write_task_files,
+)
+from clusterucb_core.execution import ExecutionSettings, batch_tokens
+from clusterucb_core.lm.chat import prompt_text
+from clusterucb_core.lm.loading import load_base, load_tokenizer, resolve_device
+from clusterucb_core.lm.lora import load_adapter
+from clusterucb_core.lm.tokens import open_tokens
+from clusterucb_core.records import ArtifactRef, EvalResult, FloatArray, Target
+from clusterucb_core.stages.features import checkpoint_folder
+from clusterucb_core.stages.intake import read_target
+from clusterucb_core.stages.models import CheckpointRef, ModelRef, open_chat
+from clusterucb_core.workspace import StageSpec, Workspace, stage_key, written
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class EvaluationSpec(StageSpec):
+    """One evaluation: of a checkpoint, or of the base model where there is none."""
+
+    stage: str = "evaluation"
+    version: int = 1
+    model: ModelRef
+    checkpoint: CheckpointRef | None
+    target: ArtifactRef
+    test_tokens: ArtifactRef
+    tasks: tuple[str, ...]
+    limit: int | None
+    seed: int
+
+
+def evaluation_spec(
+    settings: EvaluateSettings,
+    model: ModelRef,
+    *,
+    checkpoint: CheckpointRef | None,
+    target: ArtifactRef,
+    test_tokens: ArtifactRef,
+    seed: int,
+) -> EvaluationSpec:
+    """Return the spec of one evaluation."""
+    return EvaluationSpec(
+        model=model,
+        checkpoint=checkpoint,
+        target=target,
+        test_tokens=test_tokens,
+        tasks=settings.tasks,
+        limit=settings.limit,
+        seed=seed,
+    )
+
+
+def run_evaluation(
+    spec: EvaluationSpec, workspace: Workspace, execution: ExecutionSettings, settings: EvaluateSettings
+) -> ArtifactRef:
+    """Evaluate, and keep the results and the loss of every test row."""
+    target = read_target(spec.target)
+    device = resolve_device(execution.device)
+    model = _load(spec, device)
+    losses = _losses(spec, model, target, batch_tokens(execution, device))
+    results = [loss_result("", target.name, losses)] if len(losses) else []
+    with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), {"n": len(losses)}) as folder:
+        if spec.tasks:
+            results += _task_results(spec, settings, model, folder=folder / "tasks")
+        np.save(folder / "losses.npy", losses)
+        (folder / "results.json").write_text(
+            json.dumps([asdict(result) for result in results]), encoding="utf-8"
+        )
+    return written(spec, workspace)
+
+
+def read_results(ref: ArtifactRef, subject: str) -> list[EvalResult]:
+    """Return the results of an evaluation, named as those of a subject."""
+    content = json.loads((Path(ref.path) / "results.json").read_text(encoding="utf-8"))
+    return [replace(EvalResult(**item), subject=subject) for item in content]
+
+
+def read_losses(ref: ArtifactRef) -> FloatArray:
+    """Return the mean loss [n] of every test row that has an unmasked token."""
+    return np.load(Path(ref.path) / "losses.npy", allow_pickle=False)
+
+
+def _load(spec: EvaluationSpec, device: str) -> "PreTrainedModel":
+    if spec.checkpoint is None:
+        return load_base(spec.model.settings, device)
+    return load_adapter(spec.model.settings, checkpoint_folder(spec.checkpoint), device)  # pyright: ignore[reportReturnType]
+
+
+def _losses(spec: EvaluationSpec, model: "PreTrainedModel", target: Target, tokens: int) -> FloatArray:
+    table = open_tokens(spec.test_tokens)
+    usable = set(table.sample_ids)
+    ids = [row.row_id for row in target.test if row.row_id in usable][: spec.limit]
+    if not ids:
+        return np.zeros(0)
+    return test_losses(model, table.take(ids), max_batch_tokens=tokens)
+
+
+def _task_results(
+    spec: EvaluationSpec, settings: EvaluateSettings, model: "PreTrainedModel", *, folder: Path
+) -> list[EvalResult]:
+    chat = open_chat(spec.model)
+    generated = write_task_files(
+        read_target(spec.target), folder, render=lambda messages: prompt_text(chat, messages)
+    )
+    names = [name for task in spec.tasks for name in (generated if task == "target" else [task])]
+    return evaluate_tasks(
+        model,
+        load_tokenizer(spec.model.settings),
+        names,
+        include_path=folder,
+        batch_size=settings.batch_size,
+        limit=spec.limit,
+        subject="",
+        seed=spec.seed,
+    )

@@ -1,0 +1,190 @@
+"""From pool and target files to the tokens that a run may draw from.
+
+Reads source files; writes the artifacts `target`, `tokens` and `candidates`.
+"""
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from clusterucb_core.artifacts import fingerprint, new_artifact, read_manifest
+from clusterucb_core.errors import InvalidPool
+from clusterucb_core.lm.tokens import TokenTable, open_tokens, write_tokens
+from clusterucb_core.pool.ingest import (
+    PoolSettings,
+    ingest,
+    ingest_fingerprint,
+    limit_samples,
+    read_samples,
+    source_files,
+)
+from clusterucb_core.records import ArtifactRef, Exclusion, Message, Sample, Target, TargetRow
+from clusterucb_core.stages.models import ModelRef, open_chat
+from clusterucb_core.targets.catalog import (
+    TargetSettings,
+    load_target,
+    target_digest,
+    test_samples,
+    validation_samples,
+)
+from clusterucb_core.targets.leaks import find_leaks
+from clusterucb_core.workspace import StageSpec, Workspace, location, stage_key, written
+
+logger = logging.getLogger(__name__)
+
+
+class IngestSpec(StageSpec):
+    """The pool sources, named by their content."""
+
+    stage: str = "ingest"
+    version: int = 1
+    settings: PoolSettings = location()  # pyright: ignore[reportAssignmentType]
+    base_folder: str = location()  # pyright: ignore[reportAssignmentType]
+
+
+class TargetSpec(StageSpec):
+    """The target files, named by their rows."""
+
+    stage: str = "target"
+    version: int = 1
+    settings: TargetSettings = location()  # pyright: ignore[reportAssignmentType]
+    base_folder: str = location()  # pyright: ignore[reportAssignmentType]
+    digest: str
+
+
+class TokensSpec(StageSpec):
+    """Samples of a pool or a target, rendered and tokenized for a model."""
+
+    stage: str = "tokens"
+    version: int = 1
+    source: ArtifactRef
+    split: Literal["pool", "validation", "test"]
+    model: ModelRef
+    max_samples: int | None = None
+    seed: int = 0
+
+
+class CandidatesSpec(StageSpec):
+    """The samples of a pool that a target's selection may draw."""
+
+    stage: str = "candidates"
+    version: int = 1
+    pool: ArtifactRef
+    tokens: ArtifactRef
+    target: ArtifactRef
+
+
+def ingest_spec(settings: PoolSettings, base_folder: Path) -> IngestSpec:
+    """Return the spec of the ingest stage; reads every source file once to digest it."""
+    key = ingest_fingerprint(settings, source_files(settings, base_folder))
+    return IngestSpec(settings=settings, base_folder=str(base_folder), key=key)
+
+
+def run_ingest(spec: IngestSpec, workspace: Workspace) -> ArtifactRef:
+    """Read, validate and de-duplicate the pool's sources."""
+    ref = ingest(spec.settings, base_folder=Path(spec.base_folder), artifact_root=workspace.artifacts)
+    if ref.fingerprint != stage_key(spec):
+        raise InvalidPool(
+            "a pool source changed while it was being read; run again when the files are at rest"
+        )
+    return ref
+
+
+def target_spec(settings: TargetSettings, base_folder: Path) -> TargetSpec:
+    """Return the spec of a target; loads and validates its files."""
+    digest = target_digest(load_target(settings, base_folder))
+    return TargetSpec(settings=settings, base_folder=str(base_folder), digest=digest)
+
+
+def run_target(spec: TargetSpec, workspace: Workspace) -> ArtifactRef:
+    """Keep the rows of a target as an artifact, so that later stages all see the same ones."""
+    target = load_target(spec.settings, Path(spec.base_folder))
+    with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), {"name": target.name}) as folder:
+        (folder / "target.json").write_text(json.dumps(asdict(target)), encoding="utf-8")
+    return written(spec, workspace)
+
+
+def read_target(ref: ArtifactRef) -> Target:
+    """Return the target of a `target` artifact."""
+    content = json.loads((Path(ref.path) / "target.json").read_text(encoding="utf-8"))
+    rows = {split: tuple(_target_row(row) for row in content[split]) for split in ("validation", "test")}
+    return Target(content["name"], rows["validation"], rows["test"])
+
+
+def validation_ids(ref: ArtifactRef) -> list[str]:
+    """Return the ids of a target's validation rows in their order."""
+    return [row.row_id for row in read_target(ref).validation]
+
+
+def run_tokens(spec: TokensSpec, workspace: Workspace) -> ArtifactRef:
+    """Tokenize the samples of a pool or of one split of a target."""
+    return write_tokens(
+        workspace.artifacts,
+        stage_key(spec),
+        _samples_of(spec),
+        open_chat(spec.model),
+        max_length=spec.model.settings.max_length,
+    )
+
+
+def run_candidates(spec: CandidatesSpec, workspace: Workspace) -> ArtifactRef:
+    """Take the samples out that leak the target's test rows or have nothing to learn from."""
+    table = open_tokens(spec.tokens)
+    unusable = {exclusion.sample_id for exclusion in table.exclusions}
+    considered = set(table.sample_ids) | unusable
+    leaks = find_leaks(read_target(spec.target), read_samples(spec.pool, considered))
+    if leaks:
+        logger.warning("%d pool samples repeat test rows of the target and are left out", len(leaks))
+    out = unusable | {leak.sample_id for leak in leaks}
+    kept = sorted(considered - out)
+    if not kept:
+        raise InvalidPool(f"none of {len(considered)} pool samples can be used: see the table exclusions")
+    manifest: dict[str, Any] = {
+        "n_pool": len(considered),
+        "n": len(kept),
+        "digest": fingerprint(kept),
+        "leaks": [asdict(leak) for leak in leaks],
+        "unusable": [asdict(exclusion) for exclusion in table.exclusions],
+    }
+    with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder:
+        (folder / "sample_ids.txt").write_text("\n".join(kept), encoding="utf-8")
+    return written(spec, workspace)
+
+
+def candidate_ids(ref: ArtifactRef) -> list[str]:
+    """Return the ids of a `candidates` artifact, sorted."""
+    return (Path(ref.path) / "sample_ids.txt").read_text(encoding="utf-8").split("\n")
+
+
+def candidate_exclusions(ref: ArtifactRef) -> tuple[Exclusion, ...]:
+    """Return the samples that a `candidates` artifact leaves out, with their reasons."""
+    manifest = read_manifest(ref)
+    return tuple(Exclusion(**item) for name in ("leaks", "unusable") for item in manifest[name])
+
+
+def pool_size(ref: ArtifactRef) -> int:
+    """Return N, the pool samples that fractions of a run count from, exclusions included."""
+    return int(read_manifest(ref)["n_pool"])
+
+
+def open_candidates(candidates: ArtifactRef, tokens: ArtifactRef) -> tuple[list[str], TokenTable]:
+    """Return the candidate ids and the token table that holds them."""
+    return candidate_ids(candidates), open_tokens(tokens)
+
+
+def _samples_of(spec: TokensSpec) -> Iterable[Sample]:
+    if spec.split == "pool":
+        every = [sample.sample_id for sample in read_samples(spec.source)]
+        return read_samples(
+            spec.source, set(limit_samples(every, max_samples=spec.max_samples, seed=spec.seed))
+        )
+    target = read_target(spec.source)
+    return validation_samples(target) if spec.split == "validation" else test_samples(target)
+
+
+def _target_row(row: dict[str, Any]) -> TargetRow:
+    messages = tuple(Message(**message) for message in row["messages"])
+    return TargetRow(row["row_id"], row["subtask"], messages, tuple(row["choices"]), row["answer_index"])

@@ -1,0 +1,176 @@
+"""The catalog's rows of a run: pool version, feature rows, clusters, selection versions, evaluations.
+
+Reads the artifacts of a run; writes the catalog, one short transaction at a time.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from clusterucb_core.artifacts import read_manifest
+from clusterucb_core.frozen import Frozen
+from clusterucb_core.pool.ingest import ingest_counts
+from clusterucb_core.records import ArtifactRef
+from clusterucb_core.stages.accounting import selection_cost
+from clusterucb_core.stages.clusters import read_clustering
+from clusterucb_core.stages.draws import DrawSpec, draw_exclusions, read_pulls, read_selected
+from clusterucb_core.stages.evaluation import read_results
+from clusterucb_core.stages.features import open_store
+from clusterucb_core.stages.intake import candidate_exclusions, candidate_ids, read_target
+from clusterucb_core.stages.models import FeatureSpace
+from clusterucb_core.store import (
+    EvaluationRow,
+    PoolVersion,
+    SelectionDraft,
+    open_catalog,
+    publish_selections,
+    record_clusters,
+    record_evaluations,
+    record_exclusions,
+    record_feature_rows,
+    record_pool,
+)
+from clusterucb_core.workspace import Workspace, stage_key
+
+
+class PeriodDraws(Frozen):
+    """The selection of one period: its spec and its artifact."""
+
+    spec: DrawSpec
+    draws: ArtifactRef
+
+
+class RunFacts(Frozen):
+    """What every version of a run records of the run."""
+
+    run_id: str
+    mode: str
+    policy: str
+    pool_version: int
+    config: dict[str, Any]
+    config_digest: str
+    code_version: str
+    mlflow_run_id: str | None = None
+    flow_run_id: str | None = None
+
+
+class Evaluated(Frozen):
+    """The evaluation of one subject; only the selection's own belongs to a version."""
+
+    subject: str
+    evaluation: ArtifactRef
+
+
+def publish_pool(ref: ArtifactRef, workspace: Workspace) -> PoolVersion:
+    """Record an ingested pool; a new version appears only if its content is new."""
+    folder = Path(ref.path)
+    with open_catalog(workspace.catalog) as con:
+        return record_pool(
+            con,
+            samples_parquet=folder / "samples.parquet",
+            quarantine_parquet=folder / "quarantine.parquet",
+            digest=ingest_counts(ref).digest,
+        )
+
+
+def publish_features(
+    spaces: Sequence[FeatureSpace],
+    candidates: ArtifactRef,
+    clusterings: Sequence[ArtifactRef],
+    workspace: Workspace,
+) -> int:
+    """Record where the features of the candidates lie, what could not be computed, and the clusters.
+
+    Returns:
+        The number of feature rows recorded.
+    """
+    ids = candidate_ids(candidates)
+    count = 0
+    with open_catalog(workspace.catalog) as con:
+        for space in dict.fromkeys(spaces):
+            store = open_store(space, workspace)
+            known = [sample for sample in ids if sample in store.known]
+            rows = pl.DataFrame(
+                [(sample, *place) for sample, place in zip(known, store.locations(known), strict=True)],
+                schema=["sample_id", "shard", "row_in_shard"],
+                orient="row",
+            )
+            record_feature_rows(con, stage_key(space), rows)
+            excluded = [store.excluded[sample] for sample in ids if sample in store.excluded]
+            record_exclusions(con, "features", stage_key(space), excluded)
+            count += len(known)
+        for clustering in clusterings:
+            clustered, result = read_clustering(clustering)
+            record_clusters(con, clustering.fingerprint, clustered, result.labels)
+    return count
+
+
+def publish_run(periods: Sequence[PeriodDraws], facts: RunFacts, workspace: Workspace) -> list[int]:
+    """Write all selections of a run in one transaction, or find those that an earlier attempt wrote.
+
+    Returns:
+        The selection versions, period by period.
+    """
+    drafts = [_draft(period, facts, workspace) for period in periods]
+    with open_catalog(workspace.catalog) as con:
+        return publish_selections(con, drafts)
+
+
+def publish_evaluations(
+    evaluated: Sequence[Evaluated],
+    measures: Sequence[EvaluationRow],
+    *,
+    version: int,
+    run_id: str,
+    workspace: Workspace,
+) -> None:
+    """Record the results of all subjects of a run."""
+    rows = [
+        EvaluationRow(
+            selection_version=version if item.subject == "selection" else None,
+            run_id=run_id,
+            subject=result.subject,
+            task=result.task,
+            metric=result.metric,
+            value=result.value,
+            low=result.low,
+            high=result.high,
+            n=result.n,
+        )
+        for item in evaluated
+        for result in read_results(item.evaluation, item.subject)
+    ]
+    with open_catalog(workspace.catalog) as con:
+        record_evaluations(con, [*rows, *measures])
+
+
+def _draft(period: PeriodDraws, facts: RunFacts, workspace: Workspace) -> SelectionDraft:
+    spec, draws = period.spec, period.draws
+    cost = selection_cost(spec, draws, workspace, facts.run_id)
+    return SelectionDraft(
+        selection_key=draws.fingerprint,
+        run_id=facts.run_id,
+        period=spec.period,
+        pool_version=facts.pool_version,
+        target=read_target(spec.target).name,
+        mode=facts.mode,
+        policy=facts.policy,
+        budget_samples=int(read_manifest(draws)["budget_samples"]),
+        gradient_evaluations=cost.computed,
+        gradient_evaluations_reused=cost.reused,
+        target_gradient_evaluations=cost.target_computed,
+        selection_flops=cost.flops,
+        full_selection_flops=cost.full_flops,
+        cost=cost.by_stage
+        | {"full": {"gradient_evaluations": cost.full_evaluations, "flops": cost.full_flops}},
+        config=facts.config,
+        config_digest=facts.config_digest,
+        code_version=facts.code_version,
+        mlflow_run_id=facts.mlflow_run_id,
+        flow_run_id=facts.flow_run_id,
+        pulls=read_pulls(draws),
+        samples=read_selected(draws),
+        exclusions=(*candidate_exclusions(spec.candidates), *draw_exclusions(draws)),
+    )

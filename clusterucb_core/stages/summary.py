@@ -1,0 +1,171 @@
+"""What a run came to: for each subject its sources, influence, loss and cost, and what this call computed.
+
+Reads artifacts only.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from clusterucb_core.artifacts import MANIFEST
+from clusterucb_core.frozen import Frozen
+from clusterucb_core.influence import aggregate_scores, captured_influence, recall_at_k
+from clusterucb_core.records import ArtifactRef, FloatArray
+from clusterucb_core.stages.accounting import selection_cost
+from clusterucb_core.stages.draws import DrawSpec
+from clusterucb_core.stages.evaluation import read_results
+from clusterucb_core.stages.features import open_store
+from clusterucb_core.stages.intake import candidate_ids
+from clusterucb_core.stages.models import CheckpointRef, FeatureSpace
+from clusterucb_core.stages.publication import PeriodDraws
+from clusterucb_core.stages.scores import open_book, read_target_gradients, total_scores
+from clusterucb_core.stages.training import selected_ids
+from clusterucb_core.store import EvaluationRow
+from clusterucb_core.workspace import Workspace
+
+
+class Trajectory(Frozen):
+    """The selections of one subject, period by period, and the adapter that training on them gave."""
+
+    subject: str
+    periods: tuple[PeriodDraws, ...]
+    checkpoint: CheckpointRef | None
+    trainings: tuple[ArtifactRef, ...]
+
+
+class SubjectSummary(Frozen):
+    """One line of a run's result; None where it was not measured."""
+
+    subject: str
+    n_selected: int
+    sources: dict[str, int]
+    captured_influence: float | None
+    recall: float | None
+    loss: float | None
+    loss_low: float | None
+    loss_high: float | None
+    gradient_evaluations: int | None
+
+
+class Work(Frozen):
+    """What one call of the pipeline computed itself."""
+
+    gradient_evaluations: int
+    trainings: int
+
+
+def summarise(
+    trajectory: Trajectory,
+    evaluation: ArtifactRef,
+    *,
+    pool: ArtifactRef,
+    oracle_spaces: Sequence[DrawSpec],
+    workspace: Workspace,
+) -> SubjectSummary:
+    """Return the summary of one subject.
+
+    Args:
+        trajectory: its selections; none for the base model.
+        evaluation: its evaluation.
+        pool: the ingested pool, for the sources of the selected samples.
+        oracle_spaces: draws whose checkpoints measure the last selection; empty means its own.
+        workspace: where artifacts lie.
+    """
+    ids = selected_ids(trajectory.periods[-1].draws) if trajectory.periods else []
+    influence = _influence(trajectory, oracle_spaces, workspace)
+    losses = [result for result in read_results(evaluation, trajectory.subject) if result.metric == "loss"]
+    return SubjectSummary(
+        subject=trajectory.subject,
+        n_selected=len(ids),
+        sources=_sources(pool, ids),
+        captured_influence=None if influence is None else captured_influence(*influence, k=len(ids)),
+        recall=None if influence is None else recall_at_k(*influence, k=len(ids)),
+        loss=losses[0].value if losses else None,
+        loss_low=losses[0].low if losses else None,
+        loss_high=losses[0].high if losses else None,
+        gradient_evaluations=_evaluations(trajectory, workspace) if trajectory.periods else None,
+    )
+
+
+def measures(summary: SubjectSummary, *, task: str, version: int, run_id: str) -> list[EvaluationRow]:
+    """Return the influence measures of a subject as rows of the table `evaluations`."""
+    values = {"captured_influence": summary.captured_influence, "recall": summary.recall}
+    return [
+        EvaluationRow(
+            selection_version=version if summary.subject == "selection" else None,
+            run_id=run_id,
+            subject=summary.subject,
+            task=task,
+            metric=metric,
+            value=value,
+            low=None,
+            high=None,
+            n=summary.n_selected,
+        )
+        for metric, value in values.items()
+        if value is not None
+    ]
+
+
+def pool_sources(pool: ArtifactRef) -> dict[str, int]:
+    """Return how many samples of an ingested pool each source gave."""
+    sources = pl.read_parquet(Path(pool.path) / "samples.parquet", columns=["source"])["source"]
+    return dict(sorted(Counter(sources).items()))
+
+
+def work_since(
+    started_at: float, spaces: Sequence[FeatureSpace], trainings: Sequence[ArtifactRef], workspace: Workspace
+) -> Work:
+    """Return what was computed since a time (seconds since the epoch), by the age of what lies on disk."""
+    evaluations = 0
+    for space in dict.fromkeys(spaces):
+        store = open_store(space, workspace)
+        fresh = [shard for shard in store.shards.values() if _is_newer(shard.folder, started_at)]
+        evaluations += sum(len(shard.places) for shard in fresh)
+    trained = {ref.fingerprint for ref in trainings if _is_newer(Path(ref.path), started_at)}
+    return Work(gradient_evaluations=evaluations, trainings=len(trained))
+
+
+def _is_newer(folder: Path, started_at: float) -> bool:
+    return (folder / MANIFEST).stat().st_mtime >= started_at
+
+
+def _sources(pool: ArtifactRef, ids: Sequence[str]) -> dict[str, int]:
+    frame = pl.read_parquet(Path(pool.path) / "samples.parquet", columns=["sample_id", "source"])
+    return dict(sorted(Counter(frame.filter(pl.col("sample_id").is_in(ids))["source"]).items()))
+
+
+def _evaluations(trajectory: Trajectory, workspace: Workspace) -> int:
+    """Return the gradients that a subject's selections rest on, whoever computed them."""
+    costs = [selection_cost(period.spec, period.draws, workspace, "") for period in trajectory.periods]
+    return sum(cost.computed + cost.reused for cost in costs)
+
+
+def _influence(
+    trajectory: Trajectory, oracle_spaces: Sequence[DrawSpec], workspace: Workspace
+) -> tuple[FloatArray, np.ndarray] | None:
+    """Return the influence of all candidates and the selected rows, where all gradients are known."""
+    if not trajectory.periods:
+        return None
+    last = trajectory.periods[-1]
+    measured = oracle_spaces[0] if oracle_spaces else last.spec
+    if not measured.spaces:
+        return None
+    target = read_target_gradients(measured.target, measured.spaces, workspace)
+    ids = candidate_ids(measured.candidates)
+    book = open_book(measured.spaces, measured.weights, target, sample_ids=ids, workspace=workspace)
+    unusable = {row for rows in book.unusable for row in rows}
+    rows = np.array([row for row in range(len(ids)) if row not in unusable])
+    scores = total_scores(book, rows)
+    if np.isnan(scores).any():
+        return None
+    place = {ids[row]: position for position, row in enumerate(rows)}
+    chosen = [place[sample] for sample in selected_ids(last.draws) if sample in place]
+    if len(chosen) < len(selected_ids(last.draws)):
+        return (
+            None  # a random selection may hold a sample without a gradient: there is nothing to compare it by
+        )
+    return aggregate_scores(scores, measured.settings.aggregate), np.array(chosen)

@@ -1,0 +1,117 @@
+"""Opening the catalog file: one process at a time while it is written, many while it is only read."""
+
+import logging
+import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from clusterucb_core.errors import CatalogBusy, MissingArtifact, StaleArtifact
+from clusterucb_core.store.schema import check_schema, ensure_schema
+from clusterucb_core.store.statements import run
+
+logger = logging.getLogger(__name__)
+
+FIRST_WAIT_S = 0.02
+LONGEST_WAIT_S = 1.0
+
+
+@contextmanager
+def open_catalog(
+    path: Path, *, read_only: bool = False, timeout_s: float = 60.0
+) -> Generator[duckdb.DuckDBPyConnection, None, None]:
+    """Open the catalog for the block; writing, the folder and the tables are made where absent.
+
+    Hold it briefly: while one process writes, no other can open the file, readers included. The functions of
+    this package that write expect one writer at a time in a process as well.
+
+    Args:
+        path: the DuckDB file.
+        read_only: open an existing catalog without the right to change it.
+        timeout_s: how long to wait while another process, or another thread in the other mode, holds it.
+
+    Yields:
+        A connection in UTC. Leaving without an error moves the write-ahead log into the file.
+
+    Raises:
+        MissingArtifact: `read_only`, and there is no such file.
+        StaleArtifact: the file is no catalog, or one of a newer version.
+        CatalogBusy: the file was still locked after `timeout_s` seconds.
+    """
+    if read_only and not path.is_file():
+        raise MissingArtifact(f"there is no catalog at {path}; run `clusterucb run` first")
+    if not read_only:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    con = _wait_for_catalog(path, read_only=read_only, timeout_s=timeout_s)
+    try:
+        yield con
+        if not read_only:
+            _checkpoint(con)
+    finally:
+        con.close()
+
+
+def _wait_for_catalog(path: Path, *, read_only: bool, timeout_s: float) -> duckdb.DuckDBPyConnection:
+    deadline = time.monotonic() + timeout_s
+    wait_s = FIRST_WAIT_S
+    while True:
+        try:
+            return _connect(path, read_only=read_only)
+        except (duckdb.Error, CatalogBusy) as error:
+            if not _is_held(error):
+                raise
+            if time.monotonic() + wait_s > deadline:
+                raise CatalogBusy(_busy_message(path, error, timeout_s=timeout_s)) from error
+            logger.debug("catalog %s is held: %s", path, error)
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    try:
+        con = duckdb.connect(path, read_only=read_only)
+    except duckdb.Error as error:
+        if _is_held(error):
+            raise
+        raise StaleArtifact(f"{path} cannot be opened as a catalog: {error}") from error
+    try:
+        run(con, "SET TimeZone = 'UTC'")
+        if read_only:
+            check_schema(con)
+        else:
+            ensure_schema(con)
+    except BaseException as error:
+        con.close()
+        if isinstance(error, StaleArtifact):
+            raise StaleArtifact(f"{path}: {error}") from error
+        raise
+    return con
+
+
+def _is_held(error: Exception) -> bool:
+    text = str(error)
+    other_process = "Could not set lock" in text
+    other_mode = isinstance(error, duckdb.ConnectionException) and "different configuration" in text
+    schema_race = isinstance(error, CatalogBusy)  # two threads made the tables at once
+    return other_process or other_mode or schema_race
+
+
+def _busy_message(path: Path, error: Exception, *, timeout_s: float) -> str:
+    text = str(error)
+    # DuckDB names the holder as `(PID n)`; where it does not, the holder is a thread of this process.
+    holder = text if "(PID" in text else f"held by this process (PID {os.getpid()}): {text}"
+    return (
+        f"the catalog {path} stayed locked for {timeout_s:g} s; end the run or the DuckDB client that "
+        f"holds it, or wait for it, and try again. {holder}"
+    )
+
+
+def _checkpoint(con: duckdb.DuckDBPyConnection) -> None:
+    try:
+        run(con, "CHECKPOINT")
+    except duckdb.TransactionException as error:
+        # Another thread of this process is writing: its own leaving will move the log.
+        logger.debug("checkpoint left to a later writer: %s", error)

@@ -1,0 +1,204 @@
+"""The tables, the view and the macro of the catalog, and the version under which they were made."""
+
+import duckdb
+
+from clusterucb_core.errors import StaleArtifact
+from clusterucb_core.store.statements import rows, run, transaction
+
+SCHEMA_VERSION = 1
+
+_TABLES = """
+CREATE TABLE catalog_schema (
+    schema_version INTEGER PRIMARY KEY,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+CREATE TABLE pools (
+    pool_version INTEGER PRIMARY KEY,
+    parent_version INTEGER,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    n_samples BIGINT NOT NULL,
+    n_added BIGINT NOT NULL,
+    n_removed BIGINT NOT NULL,
+    n_quarantined BIGINT NOT NULL,
+    digest VARCHAR NOT NULL
+);
+CREATE TABLE samples (
+    sample_id VARCHAR PRIMARY KEY,
+    source VARCHAR NOT NULL,
+    messages JSON,
+    n_chars BIGINT NOT NULL,
+    first_pool_version INTEGER NOT NULL,
+    path VARCHAR,
+    row_number BIGINT
+);
+CREATE TABLE pool_samples (
+    pool_version INTEGER,
+    sample_id VARCHAR,
+    PRIMARY KEY (pool_version, sample_id)
+);
+CREATE TABLE quarantine (
+    pool_version INTEGER NOT NULL,
+    source VARCHAR,
+    row_number BIGINT,
+    reason VARCHAR NOT NULL,
+    detail VARCHAR,
+    raw VARCHAR
+);
+CREATE TABLE exclusions (
+    scope VARCHAR CHECK (scope IN ('selection', 'features')),
+    scope_id VARCHAR,
+    sample_id VARCHAR,
+    stage VARCHAR,
+    reason VARCHAR,
+    detail VARCHAR,
+    PRIMARY KEY (scope, scope_id, sample_id, stage, reason)
+);
+CREATE TABLE feature_rows (
+    feature_space VARCHAR,
+    sample_id VARCHAR,
+    shard VARCHAR NOT NULL,
+    row_in_shard BIGINT NOT NULL,
+    PRIMARY KEY (feature_space, sample_id)
+);
+CREATE TABLE clusters (
+    clustering VARCHAR,
+    sample_id VARCHAR,
+    cluster INTEGER NOT NULL,
+    PRIMARY KEY (clustering, sample_id)
+);
+CREATE TABLE selections (
+    selection_version INTEGER PRIMARY KEY,
+    selection_key VARCHAR NOT NULL UNIQUE,
+    run_id VARCHAR NOT NULL,
+    run_complete BOOLEAN NOT NULL,
+    period INTEGER NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    pool_version INTEGER NOT NULL,
+    target VARCHAR NOT NULL,
+    mode VARCHAR NOT NULL,
+    policy VARCHAR NOT NULL,
+    n_selected BIGINT NOT NULL,
+    budget_samples BIGINT NOT NULL,
+    gradient_evaluations BIGINT NOT NULL,
+    gradient_evaluations_reused BIGINT NOT NULL,
+    target_gradient_evaluations BIGINT NOT NULL,
+    selection_flops DOUBLE,
+    full_selection_flops DOUBLE,
+    cost JSON NOT NULL,
+    estimated_recall DOUBLE,
+    recall_low DOUBLE,
+    recall_high DOUBLE,
+    config JSON NOT NULL,
+    config_digest VARCHAR NOT NULL,
+    code_version VARCHAR NOT NULL,
+    mlflow_run_id VARCHAR,
+    flow_run_id VARCHAR
+);
+CREATE TABLE selection_samples (
+    selection_version INTEGER,
+    rank INTEGER,
+    sample_id VARCHAR NOT NULL,
+    influence DOUBLE,
+    cluster INTEGER,
+    PRIMARY KEY (selection_version, rank)
+);
+CREATE TABLE pulls (
+    selection_version INTEGER,
+    step BIGINT,
+    round BIGINT NOT NULL,
+    cluster INTEGER,
+    sample_id VARCHAR NOT NULL,
+    reward DOUBLE,
+    kind VARCHAR NOT NULL CHECK (kind IN ('cold_start', 'draw', 'audit', 'known')),
+    bound DOUBLE,
+    arm_mean DOUBLE,
+    arm_std DOUBLE,
+    arm_left BIGINT,
+    PRIMARY KEY (selection_version, step)
+);
+CREATE TABLE evaluations (
+    selection_version INTEGER,
+    run_id VARCHAR NOT NULL,
+    subject VARCHAR NOT NULL,
+    task VARCHAR NOT NULL,
+    metric VARCHAR NOT NULL,
+    value DOUBLE,
+    low DOUBLE,
+    high DOUBLE,
+    n BIGINT NOT NULL
+);
+CREATE TABLE erasures (
+    sample_id VARCHAR PRIMARY KEY,
+    "at" TIMESTAMPTZ NOT NULL DEFAULT now(),
+    reason VARCHAR NOT NULL
+);
+"""
+
+# A run is as new as its newest version; within it the last period counts.
+_LATEST_SELECTION = """
+CREATE VIEW latest_selection AS
+WITH complete AS (
+    SELECT *, max(selection_version) OVER (PARTITION BY target, run_id) AS run_version
+    FROM selections WHERE run_complete
+)
+SELECT * EXCLUDE (run_version) FROM complete
+QUALIFY row_number() OVER (
+    PARTITION BY target ORDER BY run_version DESC, period DESC, selection_version DESC
+) = 1
+"""
+
+_SELECTION_DIFF = """
+CREATE MACRO selection_diff(a, b) AS TABLE
+SELECT
+    coalesce(old_rows.sample_id, new_rows.sample_id) AS sample_id,
+    CASE WHEN old_rows.sample_id IS NULL THEN 'added'
+         WHEN new_rows.sample_id IS NULL THEN 'removed'
+         ELSE 'kept' END AS change,
+    old_rows.rank AS rank_a,
+    new_rows.rank AS rank_b
+FROM (SELECT sample_id, rank FROM selection_samples WHERE selection_version = a) AS old_rows
+FULL JOIN (SELECT sample_id, rank FROM selection_samples WHERE selection_version = b) AS new_rows
+ON old_rows.sample_id = new_rows.sample_id
+"""
+
+
+def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
+    """Create what the catalog lacks; a catalog of the present version is left alone.
+
+    Raises:
+        StaleArtifact: the file was written by a newer version, or holds other tables of the same names.
+    """
+    if _has_schema(con):
+        check_schema(con)
+        return
+    try:
+        with transaction(con):
+            for text in (*_TABLES.split(";\n"), _LATEST_SELECTION, _SELECTION_DIFF):
+                if text.strip():
+                    run(con, text)
+            run(con, "INSERT INTO catalog_schema (schema_version) VALUES (?)", [SCHEMA_VERSION])
+    except duckdb.CatalogException as error:
+        raise StaleArtifact(
+            f"the database holds tables that ClusterUCB did not make ({error}); give it a file of its own"
+        ) from error
+
+
+def check_schema(con: duckdb.DuckDBPyConnection) -> None:
+    """Refuse a catalog whose tables this version does not know.
+
+    Raises:
+        StaleArtifact: there is no schema, or a newer one.
+    """
+    if not _has_schema(con):
+        raise StaleArtifact("the database holds no ClusterUCB tables; run `clusterucb run` first")
+    found = rows(con, "SELECT max(schema_version) FROM catalog_schema")[0][0]
+    if found != SCHEMA_VERSION:
+        raise StaleArtifact(
+            f"the catalog has schema version {found}, this version of ClusterUCB knows {SCHEMA_VERSION}; "
+            "use the version of ClusterUCB that wrote it, or a newer one"
+        )
+
+
+def _has_schema(con: duckdb.DuckDBPyConnection) -> bool:
+    query = "SELECT 1 FROM duckdb_tables() WHERE table_name = 'catalog_schema' AND NOT internal"
+    return bool(rows(con, query))

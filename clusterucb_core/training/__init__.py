@@ -1,0 +1,58 @@
+"""LoRA training with `transformers.Trainer`, for warmup and fine-tune alike."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from clusterucb_core.errors import InvalidConfig
+from clusterucb_core.lm.checkpoints import Checkpoint
+from clusterucb_core.lm.settings import ModelSettings
+from clusterucb_core.records import TokenizedSample
+from clusterucb_core.training.plan import TrainingPlan, steps_per_epoch
+
+__all__ = ["TrainingPlan", "steps_per_epoch", "train"]
+
+
+def train(
+    settings: ModelSettings,
+    samples: Sequence[TokenizedSample],
+    plan: TrainingPlan,
+    *,
+    start: Path | None,
+    out: Path,
+    device: str,
+) -> list[Checkpoint]:
+    """Train an adapter and write a checkpoint after each epoch, or at the end of a plan of steps.
+
+    Args:
+        settings: base model and adapter.
+        samples: what is trained on, each with at least one supervised token.
+        plan: how long, how fast, in which order.
+        start: a checkpoint to go on from, adapter and Adam state; None for a new adapter seeded by the plan.
+        out: the checkpoints become `out/checkpoint-1`, `out/checkpoint-2`, ...; equal names are replaced.
+        device: a resolved device name.
+
+    Returns:
+        The checkpoints in order. On the CPU the same arguments give the same bytes.
+
+    Raises:
+        InvalidConfig: there are no samples, one carries no loss, or the plan runs past its schedule.
+        InvalidModel: the model cannot be loaded, or the loss is not finite.
+        MissingArtifact: `start` holds no checkpoint.
+        StaleArtifact: the checkpoint at `start` does not fit the model.
+    """
+    _check_samples(samples)
+    from clusterucb_core.training.loop import run_training
+
+    return run_training(settings, samples, plan, start=start, out=out, device=device)
+
+
+def _check_samples(samples: Sequence[TokenizedSample]) -> None:
+    if not samples:
+        raise InvalidConfig(
+            "there are 0 samples to train on; raise the fraction or the budget that chooses them"
+        )
+    for sample in samples:
+        if not (sample.labels[1:] != -100).any():
+            raise InvalidConfig(
+                f"sample {sample.sample_id} has no supervised token; exclude it before training"
+            )

@@ -1,0 +1,94 @@
+"""The command line `clusterucb`: its commands, and what becomes of their errors."""
+
+import importlib.metadata
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from flows.commands import later, running, versions
+from flows.commands.demonstration import demo
+from flows.commands.doctor import doctor
+from flows.commands.failures import BAD_USAGE, FAILED, INTERRUPTED, exit_code, explain
+from flows.home import configure_services, state_folder
+from flows.rendering import log_to_stderr, tell
+
+# These may stand anywhere on the line.
+GLOBAL_FLAGS = ("--debug", "--verbose")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: what follows `clusterucb`; None for the arguments of this process.
+    """
+    flags, ordered = _split_flags(sys.argv[1:] if arguments is None else arguments)
+    configure_services(state_folder())
+    with log_to_stderr(verbose="--verbose" in flags):
+        try:
+            returned = get_command(command_line()).main(
+                [*flags, *ordered], prog_name="clusterucb", standalone_mode=False
+            )
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # whoever read the result has left; Python's own flush at its end must not fail either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+        except KeyboardInterrupt:
+            returned = INTERRUPTED
+        except Exception as error:  # noqa: BLE001 - the last border: every error becomes a line and an exit code
+            if "--debug" in flags:
+                traceback.print_exception(error)
+            tell(f"error: {explain(error)}")
+            return exit_code(error)
+    if returned == INTERRUPTED:
+        tell("interrupted; what was computed is kept, so the same command goes on from there")
+    return returned if isinstance(returned, int) else 0
+
+
+def command_line() -> typer.Typer:
+    """Return the commands as one typer application."""
+    app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.callback(invoke_without_command=True)(_top)
+    app.command()(demo)
+    app.command()(running.check)
+    app.command()(running.run)
+    app.command()(running.ingest)
+    app.command(name="list")(versions.list_versions)
+    app.command()(versions.show)
+    app.command()(versions.diff)
+    app.command()(versions.export)
+    app.command()(doctor)
+    for missing in (later.reselect, later.compare, later.report):
+        app.command(context_settings=later.ANY_ARGUMENTS)(missing)
+    return app
+
+
+def _top(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show progress where stderr is no terminal.")
+    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Choose what to fine-tune on: gradient-influence data selection under a fixed gradient budget."""
+    if version:
+        typer.echo(importlib.metadata.version("clusterucb"))
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(BAD_USAGE)
+
+
+def _split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the global flags and the other arguments; what follows `--` is no flag."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = [argument for argument in arguments[:end] if argument in GLOBAL_FLAGS]
+    others = [argument for argument in arguments[:end] if argument not in GLOBAL_FLAGS]
+    return flags, [*others, *arguments[end:]]

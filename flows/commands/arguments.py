@@ -1,0 +1,32 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="Configuration file (YAML).", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY.PATH=VALUE", help="Replace one value of the configuration; may be repeated."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
+
+
+def version_number(text: str) -> int | None:
+    """Return a selection version; None stands for the latest.
+
+    Raises:
+        typer.BadParameter: the text is neither a number nor `latest`.
+    """
+    if text == "latest":
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise typer.BadParameter(
+            f"VERSION is {text!r}; give a number that `clusterucb list` shows, or latest"
+        )
+    return int(text)

@@ -1,0 +1,68 @@
+"""The result of a run as `run` and `demo` print it."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from flows.rendering import count, counted, decimal, interval, print_table, say
+
+if TYPE_CHECKING:
+    from clusterucb_core.stages.summary import SubjectSummary
+    from flows.pipeline import RunResult
+
+
+def print_subjects(subjects: "Sequence[SubjectSummary]") -> None:
+    """Print one line for the selection and each baseline."""
+    headers = [
+        "subject",
+        "selected",
+        "captured influence",
+        "recall",
+        "test loss [95 %]",
+        "gradient evaluations",
+    ]
+    rows = [
+        [
+            subject.subject,
+            count(subject.n_selected),
+            decimal(subject.captured_influence),
+            decimal(subject.recall),
+            interval(subject.loss, subject.loss_low, subject.loss_high),
+            count(subject.gradient_evaluations),
+        ]
+        for subject in subjects
+    ]
+    print_table(headers, rows)
+
+
+def print_next_steps(result: "RunResult") -> None:
+    """Print the versions of a run, what this call of it computed, and where to look."""
+    version = result.selection_version
+    computed = counted(result.work.gradient_evaluations, "gradient evaluation")
+    say(f"\nselection version {version}, pool version {result.pool_version}, {result.seconds:.1f} s")
+    say(f"this call computed {computed}, {counted(result.work.trainings, 'training')}")
+    say(f"\nthe selection   clusterucb show {version}")
+    say(f"to a file       clusterucb export {version} selection.jsonl")
+    say(f"in MLflow       {_mlflow_place()}")
+    say(f"in Prefect      {_prefect_place()}")
+
+
+def without_password(address: str) -> str:
+    """Return an address with its user and password masked."""
+    parts = urlsplit(address)
+    if "@" not in parts.netloc:
+        return address
+    return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _mlflow_place() -> str:
+    address = without_password(os.environ["MLFLOW_TRACKING_URI"])
+    return address if address.startswith("http") else f"mlflow ui --backend-store-uri {address}"
+
+
+def _prefect_place() -> str:
+    address = os.environ.get("PREFECT_API_URL")
+    if address:
+        return without_password(address).removesuffix("/").removesuffix("/api")
+    return f"PREFECT_HOME={os.environ['PREFECT_HOME']} prefect server start"

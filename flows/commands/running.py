@@ -1,0 +1,156 @@
+"""`run`, `ingest` and `check`: the commands that take a configuration."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands.arguments import AsJson, ConfigPath, Overrides
+from flows.commands.failures import before_start, during_run
+from flows.commands.results import print_next_steps, print_subjects
+from flows.home import state_folder
+from flows.rendering import count, counted, only_messages, print_json, print_table, say, size
+
+if TYPE_CHECKING:
+    from clusterucb_core.estimate import Estimate
+    from clusterucb_core.pool.ingest import IngestCounts
+    from flows.pipeline import RunResult
+
+RunnerName = Annotated[
+    str | None,
+    typer.Option("--runner", help="What runs the shard tasks: threads, processes.", show_default=False),
+]
+
+
+def run(
+    config: ConfigPath, overrides: Overrides = None, runner: RunnerName = None, as_json: AsJson = False
+) -> None:
+    """Run the pipeline.
+
+    A repeat with nothing changed does no work and returns the same selection version.
+    """
+    result = run_file(config, [*(overrides or []), *([f"execution.runner={runner}"] if runner else [])])
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+        return
+    print_subjects(result.subjects)
+    print_next_steps(result)
+
+
+def run_file(config: ConfigPath, overrides: list[str]) -> "RunResult":
+    """Check a configuration file, then run it.
+
+    Raises:
+        Refused: it cannot be run.
+        RunFailed: it was started and failed.
+    """
+    with only_messages():
+        from clusterucb_core.config import load_config
+        from clusterucb_core.planning import plan_run
+        from flows.runners import choose_runner, visible_gpus
+
+        with before_start():
+            settings, execution = load_config(config, overrides)
+            choose_runner(execution, visible_gpus())
+            plan_run(settings, execution, home=state_folder())
+        from flows.pipeline import run_pipeline
+
+        with during_run():
+            return run_pipeline(settings, execution)
+
+
+def ingest(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Read the pool only, and count what became of its rows."""
+    from clusterucb_core.config import load_config
+    from clusterucb_core.pool.ingest import ingest_counts
+    from clusterucb_core.stages.intake import ingest_spec, run_ingest
+    from clusterucb_core.stages.publication import publish_pool
+    from clusterucb_core.workspace import Workspace
+
+    with before_start():
+        settings, execution = load_config(config, overrides or [])
+        spec = ingest_spec(settings.pool, Path.cwd())
+    workspace = Workspace(home=str(state_folder()), storage_root=execution.storage_root)
+    with during_run(), only_messages():
+        pool = run_ingest(spec, workspace)
+        version, counts = publish_pool(pool, workspace), ingest_counts(pool)
+    if as_json:
+        print_json({**version.model_dump(mode="json"), "counts": counts.model_dump(mode="json")})
+        return
+    _print_counts(counts)
+    state = "created" if version.created else "unchanged"
+    say(
+        f"\npool version {version.pool_version} {state}: {counted(version.n_samples, 'sample')}, "
+        f"{version.n_added:,} added and {version.n_removed:,} removed against "
+        + (f"version {version.parent_version}" if version.parent_version else "nothing")
+    )
+
+
+def check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Validate a configuration and estimate the cost.
+
+    Checks everything that can be known before a model loads; changes nothing.
+    """
+    with only_messages():
+        from clusterucb_core.config import load_config
+        from clusterucb_core.estimate import estimate_run
+        from clusterucb_core.planning import plan_run
+        from flows.runners import choose_runner
+
+        with before_start():
+            settings, execution = load_config(config, overrides or [])
+            choose_runner(execution, gpus=0)
+            estimate = estimate_run(plan_run(settings, execution, home=state_folder()))
+    if as_json:
+        print_json(estimate.model_dump(mode="json"))
+        return
+    _print_estimate(estimate)
+
+
+def _print_counts(counts: "IngestCounts") -> None:
+    rows = [
+        [
+            source.source,
+            ", ".join(f"{reason} {number:,}" for reason, number in sorted(source.quarantined.items()))
+            or None,
+            count(source.rows_read),
+            count(source.samples_read),
+            count(source.kept),
+            count(source.duplicates),
+            count(sum(source.quarantined.values())),
+        ]
+        for source in counts.sources
+    ]
+    total = [counts.rows_read, counts.samples_read, counts.n_samples, counts.duplicates]
+    rows.append(["total", None, *map(count, total), count(sum(counts.quarantined.values()))])
+    headers = ["source", "reasons of quarantine", "rows read", "samples", "kept", "duplicate", "quarantined"]
+    print_table(headers, rows, left=2)
+
+
+def _print_estimate(estimate: "Estimate") -> None:
+    facts = {
+        "samples in the pool": estimate.n_pool,
+        "samples that count (pool.max_samples)": estimate.n_samples,
+        "validation rows": estimate.n_validation,
+        "test rows": estimate.n_test,
+        "selected": estimate.n_selected,
+        "budget": estimate.budget_samples,
+        "clusters": estimate.n_clusters,
+        "cold start, about": estimate.cold_start_samples,
+        "checkpoints": estimate.n_checkpoints,
+    }
+    print_table(["", ""], [[name, count(value)] for name, value in facts.items()])
+    stages = [
+        *estimate.gradient_evaluations.items(),
+        ("full selection, to compare", estimate.full_gradient_evaluations),
+    ]
+    print_table(
+        ["gradient evaluations, at most", ""], [[name, count(value)] for name, value in stages], title=""
+    )
+    say()
+    print_table(["disk, at most", ""], [[name, size(value)] for name, value in estimate.disk_bytes.items()])
+    say()
+    print_table(["memory, without activations", ""], [[n, size(v)] for n, v in estimate.memory_bytes.items()])
+    for warning in estimate.warnings:
+        say(f"\nwarning: {warning}")
+    say("\nthe configuration can be run")

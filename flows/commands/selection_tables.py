@@ -1,0 +1,147 @@
+"""A selection version, or all of them, as tables."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from flows.rendering import count, cut, decimal, interval, percent, print_table, say
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from clusterucb_core.store import SelectionSummary
+
+TEXT_CHARS = 70
+
+
+def print_list(summaries: "list[SelectionSummary]") -> None:
+    """Print one line for each selection version."""
+    headers = [
+        "version",
+        "created",
+        "target",
+        "mode",
+        "policy",
+        "period",
+        "pool",
+        "selected",
+        "budget",
+        "gradients",
+    ]
+    rows = [
+        [
+            summary.selection_version,
+            f"{summary.created_at:%Y-%m-%d %H:%M}",
+            summary.target,
+            summary.mode,
+            summary.policy,
+            summary.period,
+            summary.pool_version,
+            count(summary.n_selected),
+            count(summary.budget_samples),
+            count(summary.gradient_evaluations + summary.gradient_evaluations_reused),
+        ]
+        for summary in summaries
+    ]
+    print_table(headers, rows, left=5)
+
+
+def print_summary(summary: "SelectionSummary") -> None:
+    """Print what is known of a selection version as a whole."""
+    recall = interval(summary.estimated_recall, summary.recall_low, summary.recall_high)
+    facts = {
+        "selection version": summary.selection_version,
+        "created": f"{summary.created_at:%Y-%m-%d %H:%M} UTC",
+        "target": summary.target,
+        "mode, period": f"{summary.mode}, {summary.period}",
+        "policy": summary.policy,
+        "pool version": summary.pool_version,
+        "selected": count(summary.n_selected),
+        "budget": count(summary.budget_samples),
+        "gradient evaluations": count(summary.gradient_evaluations),
+        "reused from earlier runs": count(summary.gradient_evaluations_reused),
+        "of the target": count(summary.target_gradient_evaluations),
+        "estimated recall": recall or "not audited",
+        "run": summary.run_id,
+        "code version": summary.code_version,
+        "MLflow run": summary.mlflow_run_id,
+        "Prefect flow run": summary.flow_run_id,
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        say(f"{name:<{width}}  {'-' if value is None else value}")
+
+
+def print_cost(summary: "SelectionSummary") -> None:
+    """Print the gradients and operations of each stage, and those of full selection."""
+    rows: list[list[object]] = []
+    for stage, cost in summary.cost.items():
+        fields: dict[str, Any] = cost if isinstance(cost, dict) else {}
+        flops = fields.get("flops")
+        name = "full selection, to compare" if stage == "full" else stage
+        rows.append(
+            [name, count(fields.get("gradient_evaluations")), None if flops is None else f"{flops:.2e}"]
+        )
+    if rows:
+        print_table(["cost by stage", "gradient evaluations", "operations"], rows, title="")
+
+
+def print_sources(sources: "pl.DataFrame") -> None:
+    """Print each source's share of the selection beside its share of the pool."""
+    selected, pool = sources["n_selected"].sum(), sources["n_pool"].sum()
+    rows = [
+        [
+            row["source"],
+            count(row["n_selected"]),
+            percent(row["n_selected"], selected),
+            count(row["n_pool"]),
+            percent(row["n_pool"], pool),
+        ]
+        for row in sources.to_dicts()
+    ]
+    print_table(["source", "selected", "share", "in the pool", "share"], rows, title="")
+
+
+def print_evaluations(evaluations: "pl.DataFrame") -> None:
+    """Print what was measured on a selection and on the baselines of its run."""
+    rows = [
+        [
+            row["task"],
+            row["metric"],
+            row["subject"],
+            interval(row["value"], row["low"], row["high"]),
+            count(row["n"]),
+        ]
+        for row in evaluations.to_dicts()
+    ]
+    if rows:
+        print_table(["task", "metric", "subject", "value [95 %]", "n"], rows, title="", left=3)
+
+
+def print_top(top: "pl.DataFrame") -> None:
+    """Print the first samples with the beginning of their text."""
+    rows = [
+        [
+            sample["rank"],
+            decimal(sample["influence"]),
+            sample["cluster"],
+            sample["source"],
+            cut(_opening(sample["messages"]), TEXT_CHARS),
+        ]
+        for sample in sample_rows(top)
+    ]
+    print_table(["rank", "influence", "cluster", "source", "text"], rows, title="", left=5)
+
+
+def sample_rows(top: "pl.DataFrame") -> list[dict[str, Any]]:
+    """Return samples with their messages parsed; None where a sample was erased."""
+    return [
+        {**row, "messages": None if row["messages"] is None else json.loads(row["messages"])}
+        for row in top.to_dicts()
+    ]
+
+
+def _opening(messages: list[dict[str, str]] | None) -> str:
+    if messages is None:
+        return "(erased)"
+    spoken = [turn["content"] for turn in messages if turn["role"] != "system"]
+    return spoken[0] if spoken else ""

@@ -1,0 +1,136 @@
+"""`list`, `show`, `diff` and `export`: the selection versions of the catalog."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands.arguments import AsJson, version_number
+from flows.commands.selection_tables import (
+    print_cost,
+    print_evaluations,
+    print_list,
+    print_sources,
+    print_summary,
+    print_top,
+    sample_rows,
+)
+from flows.home import state_folder
+from flows.rendering import print_json, print_table, say, tell
+
+if TYPE_CHECKING:
+    from clusterucb_core.store import SelectionSummary
+
+TOP_SAMPLES = 10
+ROWS_OF_A_CHANGE = 20
+
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="A number, or latest.", show_default=False)]
+Format = Annotated[str, typer.Option("--format", help="jsonl, parquet, alpaca or sharegpt.")]
+OutFile = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)]
+
+
+def list_versions(as_json: AsJson = False) -> None:
+    """List the selection versions, the oldest first."""
+    from clusterucb_core.store import list_selections, open_catalog
+
+    summaries: list[SelectionSummary] = []
+    if _catalog().is_file():
+        with open_catalog(_catalog(), read_only=True) as con:
+            summaries = list_selections(con)
+    if as_json:
+        print_json([summary.model_dump(mode="json", exclude={"config"}) for summary in summaries])
+    elif not summaries:
+        say("no selections yet; `clusterucb run CONFIG` makes one")
+    else:
+        print_list(summaries)
+
+
+def show(
+    version: Annotated[
+        str, typer.Argument(metavar="[VERSION]", help="A number; the latest without one.")
+    ] = "latest",
+    as_json: AsJson = False,
+) -> None:
+    """Show one selection version.
+
+    What it took, what it chose, and how well the model trained on it did.
+    """
+    from clusterucb_core.store import (
+        open_catalog,
+        selection_evaluations,
+        selection_samples,
+        selection_sources,
+        selection_summary,
+    )
+
+    wanted = version_number(version)
+    with open_catalog(_catalog(), read_only=True) as con:
+        summary = selection_summary(con, wanted)
+        number = summary.selection_version
+        sources, evaluations = selection_sources(con, number), selection_evaluations(con, number)
+        top = selectionsample_rows(con, number).head(TOP_SAMPLES)
+    if as_json:
+        tables = {
+            "sources": sources.to_dicts(),
+            "evaluations": evaluations.to_dicts(),
+            "samples": sample_rows(top),
+        }
+        print_json({"selection": summary.model_dump(mode="json"), **tables})
+        return
+    print_summary(summary)
+    print_cost(summary)
+    print_sources(sources)
+    print_evaluations(evaluations)
+    print_top(top)
+
+
+def diff(old: Version, new: Version, as_json: AsJson = False) -> None:
+    """Compare two selection versions."""
+    from clusterucb_core.store import diff_selections, open_catalog, selection_summary
+
+    wanted = [version_number(old), version_number(new)]
+    with open_catalog(_catalog(), read_only=True) as con:
+        a, b = (selection_summary(con, number).selection_version for number in wanted)
+        changes = diff_selections(con, a, b)
+    rows = {change: changes.filter(change=change).to_dicts() for change in ("added", "removed", "kept")}
+    counts = {change: len(found) for change, found in rows.items()}
+    if as_json:
+        print_json({"a": a, "b": b, **counts, "samples": changes.to_dicts()})
+        return
+    say(
+        f"from version {a} to version {b}: "
+        + ", ".join(f"{number:,} {name}" for name, number in counts.items())
+    )
+    shown = [row for change in ("added", "removed") for row in rows[change][:ROWS_OF_A_CHANGE]]
+    if shown:
+        cells = [[row["change"], row["sample_id"], row["rank_a"], row["rank_b"]] for row in shown]
+        print_table(["change", "sample", f"rank in {a}", f"rank in {b}"], cells, title="", left=2)
+    if len(shown) < counts["added"] + counts["removed"]:
+        tell(f"{ROWS_OF_A_CHANGE} of each change are shown; --json prints all")
+
+
+def export(version: Version, out: OutFile, file_format: Format = "jsonl", as_json: AsJson = False) -> None:
+    """Write the selected samples to a file.
+
+    In rank order, for any trainer.
+    """
+    from typing import cast
+
+    from clusterucb_core.export import ExportFormat, export_selection
+
+    # export_selection refuses a format that it does not know, with the known ones
+    name = cast("ExportFormat", file_format)
+    result = export_selection(_catalog(), version_number(version), out, format=name)
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+    else:
+        say(
+            f"{result.n:,} samples of selection version {result.version} written to {result.path} "
+            f"({result.format})"
+        )
+
+
+def _catalog() -> Path:
+    from clusterucb_core.workspace import Workspace
+
+    return Workspace(home=str(state_folder())).catalog

@@ -1,0 +1,37 @@
+"""The state folder and the settings of the services that run in this process.
+
+Reads and sets environment variables; imported before Prefect and MLflow are.
+"""
+
+import os
+from pathlib import Path
+
+HOME_VARIABLE = "CLUSTERUCB_HOME"
+
+
+def state_folder() -> Path:
+    """Return the state folder: `CLUSTERUCB_HOME`, else `.clusterucb` in the working folder."""
+    return Path(os.environ.get(HOME_VARIABLE) or ".clusterucb").expanduser().absolute()
+
+
+def configure_services(home: Path) -> None:
+    """Give Prefect and MLflow their folders below the state folder, unless the user has configured them."""
+    (home / "prefect").mkdir(parents=True, exist_ok=True)  # Prefect makes one folder, but not its parents
+    defaults = {
+        HOME_VARIABLE: str(home),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_LOCAL_STORAGE_PATH": str(home / "prefect" / "results"),
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

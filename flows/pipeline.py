@@ -1,0 +1,156 @@
+"""The pipeline: from raw instruction files to a versioned selection and an evaluated adapter."""
+
+import time
+from collections.abc import Sequence
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from clusterucb_core.config import RunConfig
+from clusterucb_core.execution import ExecutionSettings
+from clusterucb_core.frozen import Frozen
+from clusterucb_core.planning import RunPlan, plan_run
+from clusterucb_core.records import ArtifactRef
+from clusterucb_core.stages.evaluation import evaluation_spec
+from clusterucb_core.stages.models import FeatureSpace
+from clusterucb_core.stages.publication import Evaluated, RunFacts
+from clusterucb_core.stages.scores import plain_space
+from clusterucb_core.stages.summary import SubjectSummary, Trajectory, Work, measures
+from flows.home import state_folder
+from flows.preparation import Inputs, prepare
+from flows.progress import show_subjects
+from flows.runners import choose_runner, task_runner, visible_gpus
+from flows.selection import select
+from tasks.evaluate import count_work, evaluate, record_evaluations, summarise_subject
+from tasks.featurize import record_features
+from tasks.selection import publish_selection
+from tasks.tracking import finish_tracking, start_tracking
+
+
+class RunResult(Frozen):
+    """What a run came to; `work` is what this call of it computed."""
+
+    run_id: str
+    pool_version: int
+    versions: tuple[int, ...]
+    selection_version: int
+    subjects: tuple[SubjectSummary, ...]
+    work: Work
+    mlflow_run_id: str | None
+    seconds: float
+
+
+def run_pipeline(config: RunConfig, execution: ExecutionSettings) -> RunResult:
+    """Run the pipeline in this process, with the executor that `execution` names."""
+    runner = task_runner(choose_runner(execution, visible_gpus()))
+    return clusterucb.with_options(task_runner=runner)(config, execution)
+
+
+@flow(name="clusterucb", persist_result=False)
+def clusterucb(config: RunConfig, execution: ExecutionSettings = ExecutionSettings()) -> RunResult:  # noqa: B008
+    """Select training samples for a target, train on them, and evaluate.
+
+    Args:
+        config: What to compute.
+        execution: How to execute it; it changes no result.
+    """
+    started_at = time.time()
+    plan = plan_run(config, execution, home=state_folder())
+    tracking = start_tracking(plan, flow_run.id, flow_run.ui_url)
+    inputs = prepare(plan)
+    chosen = select(plan, inputs, subject="selection")
+    trajectories = [chosen, *(select(plan, inputs, subject=name) for name in _trained_baselines(plan))]
+    versions = publish_selection(chosen.periods, _facts(plan, inputs, tracking.mlflow_run_id), plan.workspace)
+    record_features(
+        _spaces(trajectories, plain=False), inputs.candidates, _clusterings(trajectories), plan.workspace
+    )
+    subjects = _evaluate(plan, inputs, trajectories, version=versions[-1])
+    work = count_work(started_at, _all_spaces(trajectories), _trainings(trajectories), plan.workspace)
+    finish_tracking(plan, tracking, chosen, subjects, versions)
+    show_subjects(subjects, plan.run_id)
+    return RunResult(
+        run_id=plan.run_id,
+        pool_version=inputs.pool_version.pool_version,
+        versions=tuple(versions),
+        selection_version=versions[-1],
+        subjects=tuple(subjects),
+        work=work,
+        mlflow_run_id=tracking.mlflow_run_id,
+        seconds=round(time.time() - started_at, 1),
+    )
+
+
+def _trained_baselines(plan: RunPlan) -> list[str]:
+    wanted = plan.config.evaluate.baselines
+    random = (
+        [f"random:{index}" for index in range(plan.config.evaluate.random_seeds)]
+        if "random" in wanted
+        else []
+    )
+    return [*random, *(["full"] if "full" in wanted else [])]
+
+
+def _evaluate(
+    plan: RunPlan, inputs: Inputs, trajectories: Sequence[Trajectory], *, version: int
+) -> list[SubjectSummary]:
+    subjects = list(trajectories)
+    if "zero_shot" in plan.config.evaluate.baselines:
+        subjects.append(Trajectory(subject="zero_shot", periods=(), checkpoint=None, trainings=()))
+    evaluated = [_evaluate_one(plan, inputs, subject) for subject in subjects]
+    # one warmup serves every subject of a static run, so the selection's checkpoints measure all of them
+    oracle = [trajectories[0].periods[0].spec] if plan.config.mode == "static" else []
+    summaries = [
+        summarise_subject(subject, result, inputs.pool, oracle, plan.workspace)
+        for subject, result in zip(subjects, evaluated, strict=True)
+    ]
+    task = plan.config.only_target.name
+    rows = [
+        row for item in summaries for row in measures(item, task=task, version=version, run_id=plan.run_id)
+    ]
+    named = [Evaluated(subject=s.subject, evaluation=e) for s, e in zip(subjects, evaluated, strict=True)]
+    record_evaluations(named, rows, version, plan.run_id, plan.workspace)
+    return summaries
+
+
+def _evaluate_one(plan: RunPlan, inputs: Inputs, subject: Trajectory) -> ArtifactRef:
+    spec = evaluation_spec(
+        plan.config.evaluate,
+        plan.model,
+        checkpoint=subject.checkpoint,
+        target=inputs.target,
+        test_tokens=inputs.test_tokens,
+        seed=plan.config.seed,
+    )
+    return evaluate(spec, plan.workspace, plan.execution, plan.config.evaluate)
+
+
+def _facts(plan: RunPlan, inputs: Inputs, mlflow_run_id: str | None) -> RunFacts:
+    return RunFacts(
+        run_id=plan.run_id,
+        mode=plan.config.mode,
+        policy=plan.config.selection.policy,
+        pool_version=inputs.pool_version.pool_version,
+        config=plan.config.model_dump(mode="json"),
+        config_digest=plan.config_digest,
+        code_version=plan.code_version,
+        mlflow_run_id=mlflow_run_id,
+        flow_run_id=flow_run.id,
+    )
+
+
+def _spaces(trajectories: Sequence[Trajectory], *, plain: bool) -> list[FeatureSpace]:
+    spaces = [space for item in trajectories for period in item.periods for space in period.spec.spaces]
+    return [plain_space(space) if plain else space for space in spaces]
+
+
+def _all_spaces(trajectories: Sequence[Trajectory]) -> list[FeatureSpace]:
+    return [*_spaces(trajectories, plain=False), *_spaces(trajectories, plain=True)]
+
+
+def _clusterings(trajectories: Sequence[Trajectory]) -> list[ArtifactRef]:
+    found = [period.spec.clustering for item in trajectories for period in item.periods]
+    return list({ref.fingerprint: ref for ref in found if ref is not None}.values())
+
+
+def _trainings(trajectories: Sequence[Trajectory]) -> list[ArtifactRef]:
+    return [ref for item in trajectories for ref in item.trainings]

@@ -1,0 +1,42 @@
+"""Progress of mapped tasks, and tables, as Prefect artifacts."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.futures import PrefectFuture, as_completed
+
+from clusterucb_core.stages.summary import SubjectSummary
+
+logger = logging.getLogger(__name__)
+
+
+def show_progress(name: str, futures: Sequence[PrefectFuture[Any]]) -> None:
+    """Wait for futures, and show how many are done with their rate; the first failure is raised.
+
+    Args:
+        name: what is computed; letters, digits and dashes.
+        futures: the futures of a mapped task.
+    """
+    artifact = create_progress_artifact(
+        progress=0.0, key=f"progress-{name}", description=f"{name}: {len(futures)} shards"
+    )
+    started = time.monotonic()
+    for done, future in enumerate(as_completed(list(futures)), start=1):
+        future.result()
+        update_progress_artifact(artifact_id=artifact, progress=100.0 * done / len(futures))
+        logger.info(
+            "%s: %d of %d shards, %.2f a second",
+            name,
+            done,
+            len(futures),
+            done / (time.monotonic() - started),
+        )
+
+
+def show_subjects(subjects: Sequence[SubjectSummary], run_id: str) -> None:
+    """Leave the comparison of subjects as a table artifact."""
+    rows = [subject.model_dump(mode="json", exclude={"sources"}) for subject in subjects]
+    create_table_artifact(key="selection-result", table=rows, description=f"Subjects of run {run_id}")

@@ -1,0 +1,65 @@
+"""What runs the shard tasks: one frozen variant and one `case` an executor."""
+
+from typing import Annotated, Any, Literal, assert_never, get_args
+
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
+
+from clusterucb_core.errors import InvalidConfig
+from clusterucb_core.execution import ExecutionSettings
+from clusterucb_core.frozen import Frozen
+
+
+class Threads(Frozen):
+    """Threads of this process."""
+
+    kind: Literal["threads"] = "threads"
+    workers: int
+
+
+class Processes(Frozen):
+    """Processes of this machine."""
+
+    kind: Literal["processes"] = "processes"
+    workers: int
+
+
+Runner = Annotated[Threads | Processes, Field(discriminator="kind")]
+RUNNER_KINDS = {variant.model_fields["kind"].default: variant for variant in get_args(get_args(Runner)[0])}
+
+
+def choose_runner(execution: ExecutionSettings, gpus: int) -> Runner:
+    """Return the executor that the settings name.
+
+    Args:
+        execution: its `runner` and `workers`.
+        gpus: CUDA devices of this machine; `workers: auto` is one for each of them, else one.
+
+    Raises:
+        InvalidConfig: no executor has this name.
+    """
+    if execution.runner not in RUNNER_KINDS:
+        known = ", ".join(RUNNER_KINDS)
+        raise InvalidConfig(
+            f"execution.runner={execution.runner!r} is not available in this version; known: {known}"
+        )
+    workers = max(1, gpus) if execution.workers == "auto" else execution.workers
+    return RUNNER_KINDS[execution.runner](workers=workers)
+
+
+def task_runner(runner: Runner) -> TaskRunner[Any]:
+    """Return the Prefect task runner of an executor."""
+    match runner:
+        case Threads():
+            return ThreadPoolTaskRunner(max_workers=runner.workers)
+        case Processes():
+            return ProcessPoolTaskRunner(max_workers=runner.workers)
+        case _:
+            assert_never(runner)
+
+
+def visible_gpus() -> int:
+    """Return the number of CUDA devices that this process may use."""
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,203 @@
+"""The trajectories of a run: warmup, features, clusters, draws and training, in either mode."""
+
+from prefect import unmapped
+
+from clusterucb_core.planning import RunPlan
+from clusterucb_core.records import ArtifactRef
+from clusterucb_core.seeds import child_seed
+from clusterucb_core.selection import SelectionSettings, is_bandit, share_of
+from clusterucb_core.stages.clusters import ClusterSpec
+from clusterucb_core.stages.draws import DrawSpec
+from clusterucb_core.stages.features import feature_space, plan_jobs
+from clusterucb_core.stages.intake import candidate_ids, pool_size, validation_ids
+from clusterucb_core.stages.models import CheckpointRef, FeatureSpace
+from clusterucb_core.stages.publication import PeriodDraws
+from clusterucb_core.stages.scores import plain_space
+from clusterucb_core.stages.summary import Trajectory
+from clusterucb_core.stages.training import (
+    TrainingSpec,
+    checkpoint_refs,
+    checkpoint_weights,
+    finetune_spec,
+    period_spec,
+    warmup_spec,
+)
+from clusterucb_core.training import steps_per_epoch
+from flows.preparation import Inputs
+from flows.progress import show_progress
+from tasks.cluster import cluster_pool
+from tasks.featurize import featurize_shard
+from tasks.finetune import finetune
+from tasks.selection import draw_selection
+from tasks.warmup import warmup
+
+
+def select(plan: RunPlan, inputs: Inputs, *, subject: str) -> Trajectory:
+    """Select for one subject, train on the selection, and return both.
+
+    Args:
+        plan: the run.
+        inputs: what its files became.
+        subject: `selection` for the configured policy, `full`, or `random:<i>`.
+    """
+    settings, seed = _subject_settings(plan, subject)
+    if plan.config.mode == "static":
+        return _static(plan, inputs, settings, subject=subject, seed=seed)
+    return _dynamic(plan, inputs, settings, subject=subject, seed=seed)
+
+
+def _static(
+    plan: RunPlan, inputs: Inputs, settings: SelectionSettings, *, subject: str, seed: int
+) -> Trajectory:
+    trainings: list[ArtifactRef] = []
+    spec = _draw_spec(plan, inputs, settings, period=1, seed=seed)
+    if settings.policy != "random":
+        warm = warmup(_warmup(plan, inputs), plan.workspace, plan.execution)
+        trainings.append(warm)
+        checkpoints = checkpoint_refs(warm)
+        spaces = tuple(_space(plan, checkpoint) for checkpoint in checkpoints)
+        _featurize_target(plan, inputs, spaces)
+        _featurize_pool(plan, inputs, spaces[:1] if is_bandit(settings.policy) else spaces)
+        clustering = _cluster(plan, inputs, spaces[0])
+        spec = _with_spaces(
+            spec, spaces, checkpoint_weights(checkpoints), clustering=clustering, first=spaces[0]
+        )
+    draws = draw_selection(spec, plan.workspace, plan.execution)
+    training = finetune_spec(
+        plan.config.finetune, plan.model, tokens=inputs.tokens, draws=draws, seed=plan.config.seed
+    )
+    tuned = finetune(_paid(training, plan), plan.workspace, plan.execution)
+    return _trajectory(subject, [PeriodDraws(spec=spec, draws=draws)], [*trainings, tuned])
+
+
+def _dynamic(
+    plan: RunPlan, inputs: Inputs, settings: SelectionSettings, *, subject: str, seed: int
+) -> Trajectory:
+    warm_spec = _warmup(plan, inputs)
+    trainings = [warmup(warm_spec, plan.workspace, plan.execution)]
+    checkpoint = checkpoint_refs(trainings[0])[-1]
+    first = _space(plan, checkpoint)
+    periods: list[PeriodDraws] = []
+    clustering = None
+    for period in range(1, plan.config.finetune.epochs + 1):
+        # one full pass at the warmup checkpoint serves the clustering and the first selection
+        policy = "full" if period == 1 and is_bandit(settings.policy) else settings.policy
+        spec = _draw_spec(
+            plan, inputs, settings.model_copy(update={"policy": policy}), period=period, seed=seed
+        )
+        if policy != "random":
+            space = _space(plan, checkpoint)
+            _featurize_target(plan, inputs, (space,))
+            if policy == "full":
+                _featurize_pool(plan, inputs, (space,))
+            clustering = clustering or _cluster(plan, inputs, first)
+            spec = _with_spaces(spec, (space,), (1.0,), clustering=clustering, first=first)
+        draws = draw_selection(spec, plan.workspace, plan.execution)
+        periods.append(PeriodDraws(spec=spec, draws=draws))
+        training = period_spec(
+            plan.config.finetune, warmup=warm_spec, start=checkpoint, draws=draws, period=period
+        )
+        trainings.append(finetune(_paid(training, plan), plan.workspace, plan.execution))
+        checkpoint = checkpoint_refs(trainings[-1])[-1]
+    return _trajectory(subject, periods, trainings)
+
+
+def _subject_settings(plan: RunPlan, subject: str) -> tuple[SelectionSettings, int]:
+    name, _, number = subject.partition(":")
+    settings = plan.config.selection
+    if name == "selection":
+        return settings, plan.config.seed
+    seed = child_seed(plan.config.seed, "random baseline", number) if number else plan.config.seed
+    return settings.model_copy(update={"policy": name}), seed
+
+
+def _warmup(plan: RunPlan, inputs: Inputs) -> TrainingSpec:
+    later = None
+    if plan.config.mode == "dynamic":
+        k = share_of(plan.config.selection.top_fraction, pool_size(inputs.candidates))
+        later = plan.config.finetune.epochs * steps_per_epoch(k, plan.config.finetune.batch_size)
+    spec = warmup_spec(
+        plan.config.warmup,
+        plan.model,
+        tokens=inputs.tokens,
+        candidates=inputs.candidates,
+        later_steps=later,
+        seed=plan.config.seed,
+    )
+    return _paid(spec, plan)
+
+
+def _paid(spec: TrainingSpec, plan: RunPlan) -> TrainingSpec:
+    return spec.model_copy(update={"run_id": plan.run_id})
+
+
+def _space(plan: RunPlan, checkpoint: CheckpointRef) -> FeatureSpace:
+    return feature_space(plan.model, checkpoint, plan.config.features, plain=False, seed=plan.config.seed)
+
+
+def _featurize_pool(plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace, ...]) -> None:
+    for space in spaces:
+        _featurize(plan, space, inputs.tokens, candidate_ids(inputs.candidates))
+
+
+def _featurize_target(plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace, ...]) -> None:
+    ids = validation_ids(inputs.target)
+    for space in spaces:
+        _featurize(plan, plain_space(space), inputs.validation_tokens, ids)
+
+
+def _featurize(plan: RunPlan, space: FeatureSpace, tokens: ArtifactRef, sample_ids: list[str]) -> None:
+    jobs = plan_jobs(
+        space, tokens, sample_ids, workspace=plan.workspace, execution=plan.execution, run_id=plan.run_id
+    )
+    if jobs:
+        futures = featurize_shard.map(jobs, unmapped(plan.workspace), unmapped(plan.execution))
+        show_progress(f"features-{space.kind}", futures)
+
+
+def _cluster(plan: RunPlan, inputs: Inputs, space: FeatureSpace) -> ArtifactRef:
+    spec = ClusterSpec(
+        space=space,
+        candidates=inputs.candidates,
+        settings=plan.config.clusters,
+        features=plan.config.features,
+        seed=plan.config.seed,
+    )
+    return cluster_pool(spec, plan.workspace)
+
+
+def _draw_spec(
+    plan: RunPlan, inputs: Inputs, settings: SelectionSettings, *, period: int, seed: int
+) -> DrawSpec:
+    return DrawSpec(
+        settings=settings,
+        target=inputs.target,
+        tokens=inputs.tokens,
+        candidates=inputs.candidates,
+        period=period,
+        seed=seed,
+        max_excluded_fraction=plan.config.features.max_excluded_fraction,
+        run_id=plan.run_id,
+    )
+
+
+def _with_spaces(
+    spec: DrawSpec,
+    spaces: tuple[FeatureSpace, ...],
+    weights: tuple[float, ...],
+    *,
+    clustering: ArtifactRef,
+    first: FeatureSpace,
+) -> DrawSpec:
+    return spec.model_copy(
+        update={"spaces": spaces, "weights": weights, "clustering": clustering, "first_space": first}
+    )
+
+
+def _trajectory(subject: str, periods: list[PeriodDraws], trainings: list[ArtifactRef]) -> Trajectory:
+    return Trajectory(
+        subject=subject,
+        periods=tuple(periods),
+        checkpoint=checkpoint_refs(trainings[-1])[-1],
+        trainings=tuple(trainings),
+    )

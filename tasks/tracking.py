@@ -1,0 +1,176 @@
+"""Tasks that mirror a run to MLflow: parameters, metrics over time, configuration and selection, linked both ways.
+
+Where MLflow cannot be reached and the run may go on without it, what it should have received is kept below
+`tracking-buffer/` in the state folder and sent with the next run that reaches it.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_link_artifact
+
+from clusterucb_core.frozen import Frozen
+from clusterucb_core.planning import RunPlan
+from clusterucb_core.stages.summary import SubjectSummary, Trajectory
+from clusterucb_core.tracks import Metric, run_files, run_metrics, run_parameters
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "clusterucb"
+RUN_TAG = "clusterucb.run_id"
+MAX_METRICS = 900
+
+
+class Tracking(Frozen):
+    """The MLflow run of a pipeline run; `mlflow_run_id` is None while MLflow cannot be reached."""
+
+    mlflow_run_id: str | None
+    tags: dict[str, str]
+
+
+class Record(Frozen):
+    """Everything that MLflow keeps of one run."""
+
+    tags: dict[str, str]
+    parameters: dict[str, str]
+    metrics: tuple[Metric, ...]
+    files: dict[str, str]
+
+
+@task(name="start tracking")
+def start_tracking(plan: RunPlan, flow_run_id: str | None, flow_run_url: str | None) -> Tracking:
+    """Open the MLflow run of this run id, or the one that an earlier attempt opened."""
+    tags = {
+        RUN_TAG: plan.run_id,
+        "prefect.flow_run_id": flow_run_id or "",
+        "prefect.flow_run_url": flow_run_url or "",
+    }
+    try:
+        run_id = _open_run(
+            tags, name=f"{plan.config.only_target.name} {plan.run_id[:8]}", home=plan.workspace.home
+        )
+    except _unreachable() as error:
+        return _without(plan, tags, error)
+    _link(run_id)
+    return Tracking(mlflow_run_id=run_id, tags=tags)
+
+
+@task(name="finish tracking")
+def finish_tracking(
+    plan: RunPlan,
+    tracking: Tracking,
+    chosen: Trajectory,
+    subjects: Sequence[SubjectSummary],
+    versions: Sequence[int],
+) -> None:
+    """Send parameters, metrics, configuration and selection."""
+    record = Record(
+        tags=tracking.tags | {"clusterucb.selection_version": str(versions[-1])},
+        parameters=run_parameters(plan.config),
+        metrics=tuple(run_metrics(chosen, subjects)),
+        files=run_files(plan.config, chosen),
+    )
+    buffer = Path(plan.workspace.home) / "tracking-buffer"
+    if tracking.mlflow_run_id is None:
+        buffer.mkdir(parents=True, exist_ok=True)
+        (buffer / f"{plan.run_id}.json").write_text(record.model_dump_json(), encoding="utf-8")
+        return
+    try:
+        _send(tracking.mlflow_run_id, record)
+        _flush(buffer, plan.workspace.home)
+    except _unreachable() as error:
+        _without(plan, tracking.tags, error)
+        buffer.mkdir(parents=True, exist_ok=True)
+        (buffer / f"{plan.run_id}.json").write_text(record.model_dump_json(), encoding="utf-8")
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, requests.RequestException
+
+
+def _without(plan: RunPlan, tags: dict[str, str], error: Exception) -> Tracking:
+    if plan.execution.when_tracking_is_down == "fail":
+        raise error
+    logger.warning("MLflow cannot be reached (%s); what it should keep waits in tracking-buffer/", error)
+    return Tracking(mlflow_run_id=None, tags=tags)
+
+
+def _client() -> Any:
+    from mlflow import MlflowClient
+
+    # mlflow opens its SQLite file from every process at once; a URI in the environment is the user's own
+    return MlflowClient(os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+def _open_run(tags: dict[str, str], *, name: str, home: str) -> str:
+    client = _client()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    local = (os.environ.get("MLFLOW_TRACKING_URI") or "").startswith("sqlite")
+    location = (Path(home) / "mlflow-artifacts").as_uri() if local else None
+    experiment_id = (
+        experiment.experiment_id
+        if experiment
+        else client.create_experiment(EXPERIMENT, artifact_location=location)
+    )
+    found = client.search_runs(
+        [experiment_id], filter_string=f"tags.`{RUN_TAG}` = '{tags[RUN_TAG]}'", max_results=1
+    )
+    if not found:
+        return client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+    run_id = found[0].info.run_id
+    for key, value in tags.items():
+        client.set_tag(run_id, key, value)
+    return run_id
+
+
+def _send(run_id: str, record: Record) -> None:
+    """Send a record; a run that already holds it is left as it is."""
+    from mlflow.entities import Metric as MlflowMetric
+    from mlflow.entities import Param, RunTag
+
+    client = _client()
+    if client.get_run(run_id).info.status == "FINISHED":
+        return
+    tags = [RunTag(key, value) for key, value in record.tags.items()]
+    client.log_batch(
+        run_id, params=[Param(key, value) for key, value in record.parameters.items()], tags=tags
+    )
+    for start in range(0, len(record.metrics), MAX_METRICS):
+        part = record.metrics[start : start + MAX_METRICS]
+        client.log_batch(run_id, metrics=[MlflowMetric(m.key, m.value, m.timestamp_ms, m.step) for m in part])
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in record.files.items():
+            (Path(folder) / name).write_text(content, encoding="utf-8")
+        client.log_artifacts(run_id, folder)
+    client.set_terminated(run_id)
+
+
+def _flush(buffer: Path, home: str) -> None:
+    """Send what earlier runs could not."""
+    for path in sorted(buffer.glob("*.json")):
+        record = Record.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        _send(_open_run(record.tags, name=path.stem[:8], home=home), record)
+        path.unlink()
+
+
+def _link(run_id: str) -> None:
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if uri.startswith("http"):
+        experiment = _client().get_run(run_id).info.experiment_id
+        create_link_artifact(
+            key="mlflow-run",
+            link=f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}",
+            link_text="MLflow run",
+        )
+    else:
+        create_link_artifact(key="mlflow-run", link=uri, link_text=f"MLflow run {run_id}")

@@ -1,0 +1,243 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from clusterucb_core.errors import InvalidConfig, MissingArtifact, UnknownVersion
+from clusterucb_core.export import export_selection
+from clusterucb_core.store import SelectionDraft, open_catalog, publish_selections, record_pool
+from clusterucb_core.store.statements import run
+
+HOSTILE = 'quote " and \' end\nnext line\r\n\t back\\slash \u2028 漢字 🙂 {"a": [1]}, "b"'
+
+
+def turns(*texts: str, system: str | None = None) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    spoken = [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
+    return [{"role": "system", "content": system}, *spoken] if system else spoken
+
+
+SINGLE = turns("2 + 2?", "4")
+MULTI = turns("2 + 2?", "4", "and + 1?", "5", system="Be brief.")
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Callable[..., Path]:
+    """Make a catalog whose version 1 selects the conversations in the order given."""
+
+    def make(*conversations: list[dict[str, str]]) -> Path:
+        ids = [f"id{9 - place}" for place in range(len(conversations))]  # not in the order of ranks
+        samples = pl.DataFrame(
+            {
+                "sample_id": ids,
+                "source": ["gsm8k"] * len(ids),
+                "messages": [json.dumps(conversation) for conversation in conversations],
+                "n_chars": [1] * len(ids),
+                "path": ["a.jsonl"] * len(ids),
+                "row_number": list(range(len(ids))),
+            }
+        )
+        samples.write_parquet(tmp_path / "samples.parquet")
+        columns = {"source": [""], "row_number": [0], "reason": [""], "detail": [""], "raw": [""]}
+        pl.DataFrame(columns).clear().write_parquet(tmp_path / "quarantine.parquet")
+        path = tmp_path / "catalog.duckdb"
+        with open_catalog(path) as con:
+            record_pool(
+                con,
+                samples_parquet=tmp_path / "samples.parquet",
+                quarantine_parquet=tmp_path / "quarantine.parquet",
+                digest="pool",
+            )
+            publish_selections(con, [selection(ids)])
+        return path
+
+    return make
+
+
+def selection(ids: list[str], **fields: Any) -> SelectionDraft:
+    ranks = range(1, len(ids) + 1)
+    samples = {"rank": ranks, "sample_id": ids, "influence": [1 / rank for rank in ranks], "cluster": ranks}
+    values: dict[str, Any] = {
+        "selection_key": "key",
+        "run_id": "run",
+        "period": 1,
+        "pool_version": 1,
+        "target": "gsm8k",
+        "mode": "static",
+        "policy": "full",
+        "budget_samples": 2,
+        "gradient_evaluations": 2,
+        "gradient_evaluations_reused": 0,
+        "target_gradient_evaluations": 1,
+        "selection_flops": 1.0,
+        "full_selection_flops": 1.0,
+        "cost": {},
+        "config": {},
+        "config_digest": "",
+        "code_version": "",
+        "mlflow_run_id": None,
+        "flow_run_id": None,
+        "pulls": pl.DataFrame(),
+        "samples": pl.DataFrame(samples),
+    }
+    return SelectionDraft(**(values | fields))
+
+
+def test_jsonl_has_one_conversation_a_line_in_rank_order(catalog, tmp_path):
+    out = tmp_path / "deep" / "folder" / "out.jsonl"
+    result = export_selection(catalog(MULTI, SINGLE), 1, out)
+    lines = out.read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line) for line in lines[:-1]] == [{"messages": MULTI}, {"messages": SINGLE}]
+    assert lines[-1] == ""
+    assert (result.path, result.n, result.format, result.version) == (str(out), 2, "jsonl", 1)
+
+
+def test_jsonl_is_read_by_polars(catalog, tmp_path):
+    export_selection(catalog(SINGLE, turns(HOSTILE, HOSTILE)), 1, tmp_path / "out.jsonl")
+    found = pl.read_ndjson(tmp_path / "out.jsonl")
+    assert found["messages"].to_list() == [SINGLE, turns(HOSTILE, HOSTILE)]
+
+
+def test_parquet_keeps_rank_score_and_structure(catalog, tmp_path):
+    export_selection(catalog(MULTI, SINGLE), 1, tmp_path / "out.parquet", format="parquet")
+    found = pl.read_parquet(tmp_path / "out.parquet")
+    assert found.columns == ["rank", "sample_id", "influence", "cluster", "source", "messages"]
+    assert found["messages"].to_list() == [MULTI, SINGLE]
+    assert found.drop("messages").rows() == [(1, "id9", 1.0, 1, "gsm8k"), (2, "id8", 0.5, 2, "gsm8k")]
+
+
+def test_alpaca_has_history_and_system_only_where_there_are_any(catalog, tmp_path):
+    export_selection(catalog(MULTI, SINGLE), 1, tmp_path / "out.json", format="alpaca")
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == [
+        {
+            "instruction": "and + 1?",
+            "input": "",
+            "output": "5",
+            "system": "Be brief.",
+            "history": [["2 + 2?", "4"]],
+        },
+        {"instruction": "2 + 2?", "input": "", "output": "4"},
+    ]
+
+
+def test_sharegpt_has_human_and_gpt_by_turns(catalog, tmp_path):
+    export_selection(catalog(MULTI, SINGLE), 1, tmp_path / "out.json", format="sharegpt")
+    first, second = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert first["system"] == "Be brief."
+    assert [turn["from"] for turn in first["conversations"]] == ["human", "gpt", "human", "gpt"]
+    assert second == {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}
+
+
+def test_turns_that_do_not_alternate_are_brought_into_form(catalog, tmp_path):
+    odd = [
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "one"},
+        {"role": "user", "content": "two"},
+        {"role": "system", "content": "late"},
+        {"role": "assistant", "content": "three"},
+        {"role": "user", "content": "unanswered"},
+    ]
+    export_selection(catalog(odd), 1, tmp_path / "out.json", format="alpaca")
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == [
+        {
+            "instruction": "one\n\ntwo",
+            "input": "",
+            "output": "three",
+            "system": "late",
+            "history": [["", "hello"]],
+        }
+    ]
+
+
+@pytest.mark.parametrize("shape", ["alpaca", "sharegpt", "jsonl", "parquet"])
+def test_a_hostile_text_survives_every_format(catalog, tmp_path, shape):
+    out = tmp_path / "out"
+    export_selection(catalog(turns(HOSTILE, "fine")), 1, out, format=shape)
+    if shape == "parquet":
+        text = pl.read_parquet(out)["messages"][0][0]["content"]
+    else:
+        row = json.loads(out.read_text(encoding="utf-8"))
+        row = row if shape == "jsonl" else row[0]
+        first = row.get("messages", row.get("conversations", [{}]))[0]
+        text = row.get("instruction", first.get("content", first.get("value")))
+    assert text == HOSTILE
+
+
+def test_no_version_means_the_latest(catalog, tmp_path):
+    path = catalog(MULTI, SINGLE)
+    with open_catalog(path) as con:
+        publish_selections(con, [selection(["id8"], selection_key="two", run_id="two")])
+    result = export_selection(path, None, tmp_path / "out.jsonl")
+    assert (result.version, result.n) == (2, 1)
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8")) == {"messages": SINGLE}
+
+
+@pytest.mark.parametrize("shape", ["alpaca", "sharegpt", "jsonl", "parquet"])
+def test_an_empty_selection_gives_an_empty_file(catalog, tmp_path, shape):
+    path = catalog(SINGLE)
+    with open_catalog(path) as con:
+        publish_selections(con, [selection([], selection_key="none", run_id="none", samples=pl.DataFrame())])
+    out = tmp_path / "out"
+    assert export_selection(path, 2, out, format=shape).n == 0
+    if shape == "parquet":
+        assert pl.read_parquet(out).is_empty()
+    else:
+        assert json.loads(out.read_text(encoding="utf-8") or "[]") == []
+
+
+def test_erased_samples_are_left_out_with_a_warning(catalog, tmp_path, caplog):
+    path = catalog(MULTI, SINGLE)
+    with open_catalog(path) as con:
+        run(con, "UPDATE samples SET messages = NULL WHERE sample_id = 'id9'")
+    result = export_selection(path, 1, tmp_path / "out.parquet", format="parquet")
+    assert result.n == 1
+    assert pl.read_parquet(tmp_path / "out.parquet")["rank"].to_list() == [2]
+    assert "1 erased samples of version 1" in caplog.text
+
+
+def test_an_old_file_is_replaced_and_nothing_else_left(catalog, tmp_path):
+    out = tmp_path / "exports" / "out.jsonl"
+    out.parent.mkdir()
+    out.write_text("old")
+    export_selection(catalog(SINGLE), 1, out)
+    assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
+    assert "old" not in out.read_text(encoding="utf-8")
+
+
+def test_a_failed_export_keeps_the_old_file(catalog, tmp_path, monkeypatch):
+    out = tmp_path / "exports" / "out.jsonl"
+    out.parent.mkdir()
+    out.write_text("old")
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("clusterucb_core.export._write_lines", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export_selection(catalog(SINGLE), 1, out)
+    assert [(path.name, path.read_text()) for path in out.parent.iterdir()] == [("out.jsonl", "old")]
+
+
+def test_an_unknown_format_lists_the_known(catalog, tmp_path):
+    with pytest.raises(
+        InvalidConfig, match="'csv' is unknown; known formats: jsonl, parquet, alpaca, sharegpt"
+    ):
+        export_selection(catalog(SINGLE), 1, tmp_path / "out.csv", format="csv")
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_folder_is_not_overwritten(catalog, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InvalidConfig, match="is a folder; name the file to write"):
+        export_selection(catalog(SINGLE), 1, tmp_path / "folder")
+
+
+def test_an_unknown_version_and_an_absent_catalog_say_so(catalog, tmp_path):
+    with pytest.raises(UnknownVersion, match=r"no selection version 3; known versions: 1 \(gsm8k\)"):
+        export_selection(catalog(SINGLE), 3, tmp_path / "new" / "out.jsonl")
+    with pytest.raises(MissingArtifact, match="no catalog at"):
+        export_selection(tmp_path / "absent.duckdb", 1, tmp_path / "new" / "out.jsonl")
+    assert not (tmp_path / "new").exists()

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def find_artifact(root: Path, stage: str, key: str) -> ArtifactRef | None:
 
 
 @contextmanager
-def new_artifact(root: Path, stage: str, key: str, manifest: dict[str, Any]) -> Iterator[Path]:
+def new_artifact(root: Path, stage: str, key: str, manifest: dict[str, Any]) -> Generator[Path]:
     """Give a temporary folder to fill; on leaving without an error it becomes the artifact.
 
     Args:

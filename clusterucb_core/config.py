@@ -5,8 +5,9 @@ Reads the configuration file and the files that it names for relative paths.
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any, Literal, TypeVar, cast
 
 import yaml
@@ -82,12 +83,15 @@ class RunConfig(Frozen):
         return self.target or self.targets[0]
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, ExecutionSettings]:
+def load_config(
+    path: Path, overrides: Sequence[str] = (), *, variables: Mapping[str, str] | None = None
+) -> tuple[RunConfig, ExecutionSettings]:
     """Load a configuration file, with its relative paths made absolute against its folder.
 
     Args:
         path: a YAML file.
         overrides: texts of the form `key.path=value`; the value is read as YAML.
+        variables: values for `$NAME` and `${NAME}` in paths, as a rule the environment.
 
     Returns:
         What to compute, and how to execute it.
@@ -99,7 +103,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, E
     for override in overrides:
         _override(tree, override)
     execution = tree.pop("execution", None) or {}
-    _absolute_paths(tree, path.resolve().parent)
+    _absolute_paths(tree, path.resolve().parent, variables or {})
     return validated(RunConfig, tree, where=str(path)), validated(
         ExecutionSettings, execution, where=f"{path}: execution"
     )
@@ -156,24 +160,35 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise InvalidConfig(f"--set {override!r}: the value is no valid YAML: {error}") from error
 
 
-def _absolute_paths(tree: dict[str, Any], folder: Path) -> None:
-    pool = tree.get("pool")
+def _absolute_paths(tree: dict[str, Any], folder: Path, variables: Mapping[str, str]) -> None:
+    pool, several = tree.get("pool"), tree.get("targets")
     sources = pool.get("sources") if isinstance(pool, dict) else None
     for source in sources if isinstance(sources, list) else []:
-        _absolute(source, "path", folder)
-    several = tree.get("targets")
+        _absolute(source, "path", folder, variables)
     for target in [tree.get("target"), *(several if isinstance(several, list) else [])]:
-        _absolute(target, "validation", folder)
-        _absolute(target, "test", folder)
-    # a model may be a hub id: only an existing folder beside the configuration is a path
+        _absolute(target, "validation", folder, variables)
+        _absolute(target, "test", folder, variables)
     model = tree.get("model")
-    if isinstance(model, dict) and (folder / str(model.get("base"))).is_dir():
-        _absolute(model, "base", folder)
+    if isinstance(model, dict) and isinstance(model.get("base"), str):
+        base = _expanded(model["base"], variables, place="model.base")
+        # a base may be a hub id: only an existing folder is a path
+        model["base"] = str((folder / base).absolute()) if (folder / base).is_dir() else base
 
 
-def _absolute(section: object, key: str, folder: Path) -> None:
+def _absolute(section: object, key: str, folder: Path, variables: Mapping[str, str]) -> None:
     if isinstance(section, dict) and isinstance(section.get(key), str):
-        section[key] = str((folder / Path(section[key]).expanduser()).absolute())
+        path = Path(_expanded(section[key], variables, place=key)).expanduser()
+        section[key] = str((folder / path).absolute())
+
+
+def _expanded(text: str, variables: Mapping[str, str], *, place: str) -> str:
+    try:
+        return Template(text).substitute(variables)
+    except KeyError as error:
+        name = error.args[0]
+        raise InvalidConfig(f"{place}: {text} names the variable {name}, which is not set; export {name}") from error
+    except ValueError as error:
+        raise InvalidConfig(f"{place}: {text} has a dollar sign that names no variable; write $$ for one") from error
 
 
 def _complaint(kind: type[BaseModel], item: dict[str, Any]) -> str:

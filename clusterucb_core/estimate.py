@@ -166,8 +166,8 @@ def _bandit_counts(config: RunConfig, n: int) -> tuple[int, int, int]:
     budget = share_of(settings.budget_fraction, n)
     if budget < max(1, cold_start):
         raise BudgetError(
-            f"the budget of {budget} samples (selection.budget_fraction={settings.budget_fraction} of {n}) is "
-            f"below the cold start of about {cold_start} samples ({k} clusters, cold_start_fraction="
+            f"the budget of {budget} samples (selection.budget_fraction={settings.budget_fraction} of {n}) "
+            f"is below the cold start of about {cold_start} samples ({k} clusters, cold_start_fraction="
             f"{settings.cold_start_fraction}); raise the budget, or lower the cold start or clusters.k"
         )
     return k, budget, cold_start

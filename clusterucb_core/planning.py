@@ -19,9 +19,13 @@ from clusterucb_core.workspace import Workspace, stage_key
 
 
 class RunPlan(Frozen):
-    """A run's configuration with everything resolved that its stages are named by."""
+    """A run's configuration with everything resolved that its stages are named by.
+
+    `selection_key` names its selections: all that `run_id` covers, but for how they are evaluated.
+    """
 
     run_id: str
+    selection_key: str
     config: RunConfig
     config_digest: str
     code_version: str
@@ -51,11 +55,13 @@ def plan_run(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> 
     target = target_spec(config.only_target, here)
     ingest = ingest_spec(config.pool, here)
     model = resolve_model(config.model, device)
-    settings = config.model_dump(
-        mode="json", exclude={"pool": {"sources"}, "target": True, "targets": True, "model": True}
-    )
+    # sources, target and model are keyed by their content
+    unkeyed = {"pool": {"sources"}, "target": True, "targets": True, "model": True, "compare": True}
+    settings = config.model_dump(mode="json", exclude=unkeyed)
+    inputs = [stage_key(ingest), stage_key(target), model.digest]
     return RunPlan(
-        run_id=fingerprint(stage_key(ingest), stage_key(target), model.digest, settings),
+        run_id=fingerprint(inputs, settings),
+        selection_key=fingerprint(inputs, {name: settings[name] for name in settings if name != "evaluate"}),
         config=config,
         config_digest=config_digest(config),
         code_version=importlib.metadata.version("clusterucb"),

@@ -14,7 +14,6 @@ from flows.commands import later, running, versions
 from flows.commands.demonstration import demo
 from flows.commands.doctor import doctor
 from flows.commands.failures import BAD_USAGE, FAILED, INTERRUPTED, exit_code, explain
-from flows.home import configure_services, state_folder
 from flows.rendering import log_to_stderr, tell
 
 # These may stand anywhere on the line.
@@ -28,7 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `clusterucb`; None for the arguments of this process.
     """
     flags, ordered = _split_flags(sys.argv[1:] if arguments is None else arguments)
-    configure_services(state_folder())
     with log_to_stderr(verbose="--verbose" in flags):
         try:
             returned = get_command(command_line()).main(

@@ -8,40 +8,32 @@ from prefect.runtime import flow_run
 
 from clusterucb_core.config import RunConfig
 from clusterucb_core.execution import ExecutionSettings
-from clusterucb_core.frozen import Frozen
+from clusterucb_core.outcome import RunResult, finished_result
 from clusterucb_core.planning import RunPlan, plan_run
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.evaluation import evaluation_spec
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.publication import Evaluated, RunFacts
-from clusterucb_core.stages.scores import plain_space
-from clusterucb_core.stages.summary import SubjectSummary, Trajectory, Work, measures
+from clusterucb_core.stages.summary import SubjectSummary, Trajectory, measures
 from flows.home import state_folder
 from flows.preparation import Inputs, prepare
 from flows.progress import show_subjects
 from flows.runners import choose_runner, task_runner, visible_gpus
 from flows.selection import select
-from tasks.evaluate import count_work, evaluate, record_evaluations, summarise_subject
+from tasks.evaluate import count_work, evaluate, keep_outcome, record_evaluations, summarise_subject
 from tasks.featurize import record_features
 from tasks.selection import publish_selection
 from tasks.tracking import finish_tracking, start_tracking
 
 
-class RunResult(Frozen):
-    """What a run came to; `work` is what this call of it computed."""
-
-    run_id: str
-    pool_version: int
-    versions: tuple[int, ...]
-    selection_version: int
-    subjects: tuple[SubjectSummary, ...]
-    work: Work
-    mlflow_run_id: str | None
-    seconds: float
-
-
 def run_pipeline(config: RunConfig, execution: ExecutionSettings) -> RunResult:
-    """Run the pipeline in this process, with the executor that `execution` names."""
+    """Run the pipeline in this process, with the executor that `execution` names.
+
+    A run whose inputs and settings were seen before returns its result without starting a flow.
+    """
+    known = finished_result(plan_run(config, execution, home=state_folder()))
+    if known is not None:
+        return known
     runner = task_runner(choose_runner(execution, visible_gpus()))
     return clusterucb.with_options(task_runner=runner)(config, execution)
 
@@ -61,23 +53,24 @@ def clusterucb(config: RunConfig, execution: ExecutionSettings = ExecutionSettin
     chosen = select(plan, inputs, subject="selection")
     trajectories = [chosen, *(select(plan, inputs, subject=name) for name in _trained_baselines(plan))]
     versions = publish_selection(chosen.periods, _facts(plan, inputs, tracking.mlflow_run_id), plan.workspace)
-    record_features(
-        _spaces(trajectories, plain=False), inputs.candidates, _clusterings(trajectories), plan.workspace
-    )
+    record_features(_spaces(trajectories), inputs.candidates, _clusterings(trajectories), plan.workspace)
     subjects = _evaluate(plan, inputs, trajectories, version=versions[-1])
-    work = count_work(started_at, _all_spaces(trajectories), _trainings(trajectories), plan.workspace)
+    work = count_work(started_at, _spaces(trajectories), _trainings(trajectories), plan.workspace)
     finish_tracking(plan, tracking, chosen, subjects, versions)
     show_subjects(subjects, plan.run_id)
-    return RunResult(
+    result = RunResult(
         run_id=plan.run_id,
         pool_version=inputs.pool_version.pool_version,
         versions=tuple(versions),
         selection_version=versions[-1],
         subjects=tuple(subjects),
         work=work,
+        checkpoints=tuple(ref.path for ref in _trainings(trajectories)),
         mlflow_run_id=tracking.mlflow_run_id,
         seconds=round(time.time() - started_at, 1),
     )
+    keep_outcome(plan, result)
+    return result
 
 
 def _trained_baselines(plan: RunPlan) -> list[str]:
@@ -127,6 +120,7 @@ def _evaluate_one(plan: RunPlan, inputs: Inputs, subject: Trajectory) -> Artifac
 def _facts(plan: RunPlan, inputs: Inputs, mlflow_run_id: str | None) -> RunFacts:
     return RunFacts(
         run_id=plan.run_id,
+        selection_key=plan.selection_key,
         mode=plan.config.mode,
         policy=plan.config.selection.policy,
         pool_version=inputs.pool_version.pool_version,
@@ -138,13 +132,8 @@ def _facts(plan: RunPlan, inputs: Inputs, mlflow_run_id: str | None) -> RunFacts
     )
 
 
-def _spaces(trajectories: Sequence[Trajectory], *, plain: bool) -> list[FeatureSpace]:
-    spaces = [space for item in trajectories for period in item.periods for space in period.spec.spaces]
-    return [plain_space(space) if plain else space for space in spaces]
-
-
-def _all_spaces(trajectories: Sequence[Trajectory]) -> list[FeatureSpace]:
-    return [*_spaces(trajectories, plain=False), *_spaces(trajectories, plain=True)]
+def _spaces(trajectories: Sequence[Trajectory]) -> list[FeatureSpace]:
+    return [space for item in trajectories for period in item.periods for space in period.spec.spaces]
 
 
 def _clusterings(trajectories: Sequence[Trajectory]) -> list[ArtifactRef]:

@@ -40,7 +40,9 @@ def function_lengths(path: Path, *, root: Path) -> Iterator[Length]:
     name = path.relative_to(root).as_posix()
     for node in ast.walk(ast.parse(path.read_text("utf-8"), filename=str(path))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield Length(f"{name}:{node.lineno} {node.name}", (node.end_lineno or node.lineno) - node.lineno + 1)
+            yield Length(
+                f"{name}:{node.lineno} {node.name}", (node.end_lineno or node.lineno) - node.lineno + 1
+            )
 
 
 def report(kind: str, lengths: Sequence[Length], *, aim: int, limit: int) -> list[str]:
@@ -58,7 +60,10 @@ def report(kind: str, lengths: Sequence[Length], *, aim: int, limit: int) -> lis
         f"{len(lengths)} {kind}: median {median:g} lines (aim {aim}), "
         f"largest {largest.lines} (limit {limit}): {largest.name}"
     )
-    return [summary, *(f"too long: {length.name}: {length.lines} lines" for length in too_long(lengths, limit))]
+    return [
+        summary,
+        *(f"too long: {length.name}: {length.lines} lines" for length in too_long(lengths, limit)),
+    ]
 
 
 def too_long(lengths: Sequence[Length], limit: int) -> list[Length]:
@@ -68,14 +73,18 @@ def too_long(lengths: Sequence[Length], limit: int) -> list[Length]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the packages below a folder and return the exit status: 0 within the limits, else 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("root", nargs="?", type=Path, default=Path(__file__).resolve().parent.parent)
     root: Path = parser.parse_args(arguments).root
     paths = sorted(path for package in PACKAGES for path in (root / package).rglob("*.py"))
     files = [file_length(path, root=root) for path in paths]
     functions = [length for path in paths for length in function_lengths(path, root=root)]
     if not functions:
-        parser.error(f"no function found in {', '.join(PACKAGES)} below {root}; name the project's root folder")
+        parser.error(
+            f"no function found in {', '.join(PACKAGES)} below {root}; name the project's root folder"
+        )
     print(*report("files", files, aim=FILE_AIM, limit=FILE_LIMIT), sep="\n")
     print(*report("functions", functions, aim=FUNCTION_AIM, limit=FUNCTION_LIMIT), sep="\n")
     return int(bool(too_long(files, FILE_LIMIT) or too_long(functions, FUNCTION_LIMIT)))

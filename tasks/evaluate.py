@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 from prefect import task
 
+from clusterucb_core import outcome
 from clusterucb_core.evaluation import EvaluateSettings
 from clusterucb_core.execution import ExecutionSettings
+from clusterucb_core.outcome import RunResult
+from clusterucb_core.planning import RunPlan
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages import evaluation, publication, summary
 from clusterucb_core.stages.draws import DrawSpec
@@ -56,3 +59,9 @@ def count_work(
 ) -> Work:
     """Count what this call computed itself."""
     return summary.work_since(started_at, spaces, trainings, workspace)
+
+
+@task(name="keep outcome")
+def keep_outcome(plan: RunPlan, result: RunResult) -> None:
+    """Keep the run's result, so that a repeat finds it."""
+    outcome.keep_result(plan, result)

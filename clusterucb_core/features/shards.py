@@ -6,7 +6,7 @@ file belongs to sample i of the shard; the rows of excluded samples stay zero an
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ from clusterucb_core.features.batches import plan_batches
 from clusterucb_core.features.gradients import AdamMoments, FeatureBatch, iter_gradient_features
 from clusterucb_core.features.projections import Projection
 from clusterucb_core.features.sinks import trainable_parameters
-from clusterucb_core.records import ArtifactRef, FloatArray, IntArray, TokenizedSample
+from clusterucb_core.records import ArtifactRef, IntArray, TokenizedSample
 
 logger = logging.getLogger(__name__)
 
@@ -164,18 +164,9 @@ def write_shard(
     with new_artifact(artifact_root, stage, shard.fingerprint, manifest) as folder:
         rows = _open_rows(folder / FEATURES_FILE, len(samples), model, projection)
         stream = iter_gradient_features(model, samples, batches, moments=moments, projection=projection)
-        excluded: list[tuple[str, str, str]] = []
-        start = time.monotonic()
-        for batch in stream:
-            _store(rows, batch)
-            excluded.extend((shard.sample_ids[i], reason, detail) for i, reason, detail in batch.excluded)
-        rows.flush()
-        manifest |= {
-            "excluded": excluded,
-            "dim": rows.shape[1],
-            "bytes": (folder / FEATURES_FILE).stat().st_size,
-        }
-        _log_rate(shard, len(excluded), time.monotonic() - start)
+        manifest["excluded"] = _fill(rows, stream, shard)
+        manifest["dim"] = rows.shape[1]
+        manifest["bytes"] = (folder / FEATURES_FILE).stat().st_size
     return ArtifactRef(
         stage=stage, fingerprint=shard.fingerprint, path=str(artifact_root / stage / shard.fingerprint)
     )
@@ -189,10 +180,19 @@ def _open_rows(
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(samples, width))
 
 
-def _store(rows: FloatArray, batch: FeatureBatch) -> None:
-    # gradients without projection come with their own length, and 16 bits have no room for it
-    norms = np.linalg.norm(batch.features, axis=1, keepdims=True)
-    rows[batch.indices] = batch.features / norms
+def _fill(
+    rows: "np.memmap[Any, Any]", stream: Iterable[FeatureBatch], shard: Shard
+) -> list[tuple[str, str, str]]:
+    """Write the rows batch by batch, and return (sample id, reason, detail) of what was excluded."""
+    excluded: list[tuple[str, str, str]] = []
+    start = time.monotonic()
+    for batch in stream:
+        # gradients without projection come with their own length, and 16 bits have no room for it
+        rows[batch.indices] = batch.features / np.linalg.norm(batch.features, axis=1, keepdims=True)
+        excluded.extend((shard.sample_ids[i], reason, detail) for i, reason, detail in batch.excluded)
+    rows.flush()
+    _log_rate(shard, len(excluded), time.monotonic() - start)
+    return excluded
 
 
 def _log_rate(shard: Shard, excluded: int, seconds: float) -> None:

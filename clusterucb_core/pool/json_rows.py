@@ -32,9 +32,11 @@ _OPENER = {ord("]"): ord("["), ord("}"): ord("{")}
 
 def holds_array(stream: BinaryIO) -> bool:
     """Return whether the first character of a stream, white space aside, opens a JSON array."""
-    head = stream.readline(_CHUNK_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
-    while not head and (head := stream.readline(_CHUNK_BYTES)):
-        head = head.lstrip()
+    # One read at a time: of a container that is cut short, what comes before the cut is given.
+    buffered = cast("io.BufferedReader", stream)
+    head = buffered.read1(_CHUNK_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
+    while not head and (chunk := buffered.read1(_CHUNK_BYTES)):
+        head = chunk.lstrip()
     return head.startswith(b"[")
 
 

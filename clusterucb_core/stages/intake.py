@@ -18,6 +18,7 @@ from clusterucb_core.pool.ingest import (
     ingest,
     ingest_fingerprint,
     limit_samples,
+    read_sample_ids,
     read_samples,
     source_files,
 )
@@ -177,7 +178,7 @@ def open_candidates(candidates: ArtifactRef, tokens: ArtifactRef) -> tuple[list[
 
 def _samples_of(spec: TokensSpec) -> Iterable[Sample]:
     if spec.split == "pool":
-        every = [sample.sample_id for sample in read_samples(spec.source)]
+        every = read_sample_ids(spec.source)
         return read_samples(
             spec.source, set(limit_samples(every, max_samples=spec.max_samples, seed=spec.seed))
         )

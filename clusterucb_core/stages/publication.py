@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from clusterucb_core.artifacts import read_manifest
+from clusterucb_core.artifacts import fingerprint, read_manifest
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.pool.ingest import ingest_counts
 from clusterucb_core.records import ArtifactRef
@@ -46,6 +46,7 @@ class RunFacts(Frozen):
     """What every version of a run records of the run."""
 
     run_id: str
+    selection_key: str
     mode: str
     policy: str
     pool_version: int
@@ -150,7 +151,7 @@ def _draft(period: PeriodDraws, facts: RunFacts, workspace: Workspace) -> Select
     spec, draws = period.spec, period.draws
     cost = selection_cost(spec, draws, workspace, facts.run_id)
     return SelectionDraft(
-        selection_key=draws.fingerprint,
+        selection_key=fingerprint(facts.selection_key, spec.period),
         run_id=facts.run_id,
         period=spec.period,
         pool_version=facts.pool_version,

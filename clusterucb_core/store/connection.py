@@ -95,8 +95,10 @@ def _is_held(error: Exception) -> bool:
     text = str(error)
     other_process = "Could not set lock" in text
     other_mode = isinstance(error, duckdb.ConnectionException) and "different configuration" in text
+    # a thread of this process opens or closes the file right now
+    in_between = isinstance(error, duckdb.ResourceInUseException) and "already attached" in text
     schema_race = isinstance(error, CatalogBusy)  # two threads made the tables at once
-    return other_process or other_mode or schema_race
+    return other_process or other_mode or in_between or schema_race
 
 
 def _busy_message(path: Path, error: Exception, *, timeout_s: float) -> str:

@@ -178,6 +178,9 @@ def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
                     run(con, text)
             run(con, "INSERT INTO catalog_schema (schema_version) VALUES (?)", [SCHEMA_VERSION])
     except duckdb.CatalogException as error:
+        if _has_schema(con):  # another thread made the tables since the first look
+            check_schema(con)
+            return
         raise StaleArtifact(
             f"the database holds tables that ClusterUCB did not make ({error}); give it a file of its own"
         ) from error

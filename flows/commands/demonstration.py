@@ -28,7 +28,7 @@ Folder = Annotated[
 
 
 class DemoRow(Frozen):
-    """One line of the demo's table: a mean over the seeds of random selection, None where nothing is known."""
+    """One line of the demo's table: a mean over the seeds of random selection, None where unknown."""
 
     name: str
     n_subjects: int

@@ -76,7 +76,7 @@ def examine(home: Path) -> list[Finding]:
         _folder("state folder", home),
         _folder("artifacts", home / "artifacts"),
         _catalog(home),
-        _tracking(os.environ.get("MLFLOW_TRACKING_URI", "")),
+        _tracking(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"),
         _orchestrator(
             os.environ.get("PREFECT_API_URL", ""), Path(os.environ.get("PREFECT_HOME", home / "prefect"))
         ),

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands.arguments import AsJson, ConfigPath, Overrides
-from flows.commands.failures import before_start, during_run
+from flows.commands.failures import Refused, before_start, during_run
 from flows.commands.results import print_next_steps, print_subjects
-from flows.home import state_folder
+from flows.home import configure_services, state_folder
 from flows.rendering import count, counted, only_messages, print_json, print_table, say, size
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def run_file(config: ConfigPath, overrides: list[str]) -> "RunResult":
         Refused: it cannot be run.
         RunFailed: it was started and failed.
     """
+    _configure()
     with only_messages():
         from clusterucb_core.config import load_config
         from clusterucb_core.planning import plan_run
@@ -61,6 +62,7 @@ def run_file(config: ConfigPath, overrides: list[str]) -> "RunResult":
 
 def ingest(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Read the pool only, and count what became of its rows."""
+    _configure()
     from clusterucb_core.config import load_config
     from clusterucb_core.pool.ingest import ingest_counts
     from clusterucb_core.stages.intake import ingest_spec, run_ingest
@@ -91,6 +93,7 @@ def check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
 
     Checks everything that can be known before a model loads; changes nothing.
     """
+    _configure()
     with only_messages():
         from clusterucb_core.config import load_config
         from clusterucb_core.estimate import estimate_run
@@ -105,6 +108,16 @@ def check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
         print_json(estimate.model_dump(mode="json"))
         return
     _print_estimate(estimate)
+
+
+def _configure() -> None:
+    """Give the services their folders; it comes before the imports, which read them."""
+    try:
+        configure_services(state_folder())
+    except OSError as error:
+        raise Refused(
+            f"the state folder {state_folder()} cannot be used: {error}; set CLUSTERUCB_HOME to one that can"
+        ) from error
 
 
 def _print_counts(counts: "IngestCounts") -> None:

@@ -68,7 +68,7 @@ def show(
         summary = selection_summary(con, wanted)
         number = summary.selection_version
         sources, evaluations = selection_sources(con, number), selection_evaluations(con, number)
-        top = selectionsample_rows(con, number).head(TOP_SAMPLES)
+        top = selection_samples(con, number).head(TOP_SAMPLES)
     if as_json:
         tables = {
             "sources": sources.to_dicts(),

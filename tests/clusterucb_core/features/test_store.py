@@ -92,7 +92,7 @@ def test_a_broken_manifest_is_stale(tmp_path, text):
 @pytest.mark.parametrize("value", [0.0, 2.0, float("nan")])
 def test_a_row_that_was_never_written_is_stale(tmp_path, value):
     store_shard(tmp_path, "a", ["s0"], rows={"s0": np.full(5, value)})
-    with pytest.raises(StaleArtifact, match="row 0 of .* instead of 1"):
+    with pytest.raises(StaleArtifact, match=r"row 0 of .* instead of 1"):
         open_feature_store(tmp_path, "space").read(["s0"])
 
 

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(
 )
 POOL = Path(DATA or ".") / "pool"
 
-# file: rows, samples, exact repeats of a sample, repeated prompts, rows without an answer. A row with an answer
-# is a sample, except that every path of the 100 OASST trees is one: hence 564 samples of 100 prompts.
+# file: rows, samples, exact repeats of a sample, repeated prompts, rows without an answer. A row with an
+# answer is a sample, except that every path of the 100 OASST trees is one: hence 564 samples of 100 prompts.
 EXPECTED = {
     "gsm8k_train.jsonl.gz": (7441, 7441, 0, 0, 0),
     "flan_cot_aqua.tsv.gz": (2728, 2728, 0, 0, 0),

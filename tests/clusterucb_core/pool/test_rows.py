@@ -66,6 +66,17 @@ def test_a_cut_gzip_file_of_lines_that_do_not_compress_keeps_those_before_the_cu
     assert isinstance(last, BadRow)
 
 
+@pytest.mark.parametrize(("name", "pack"), [("a.json.gz", gzip.compress), ("a.json.zst", zstandard.compress)])
+def test_a_cut_container_of_one_short_line_keeps_the_rows_before_the_cut(
+    tmp_path: Path, name: str, pack: object
+) -> None:
+    array = b"[" + b",".join(b'{"n": "%x"}' % (3**n % 2**4000) for n in range(1, 200)) + b"]"
+    *rows, last = _read(tmp_path / name, pack(array)[:-200])  # type: ignore[operator]
+    assert isinstance(last, BadRow)
+    assert last.reason is Reason.BROKEN_CONTAINER
+    assert len(rows) > 100 or name.endswith(".zst")  # one zstandard block comes whole or not at all
+
+
 def test_an_array_that_breaks_off_keeps_its_rows(tmp_path: Path) -> None:
     *rows, last = _read(tmp_path / "a.json", b'[{"n": 1}, {"n": 2}, {"n":')
     assert _values(rows) == [{"n": 1}, {"n": 2}]

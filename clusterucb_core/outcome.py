@@ -1,0 +1,69 @@
+"""The result of a whole run, kept so that a repeat with nothing changed finds it without computing anything.
+
+Reads and writes the artifact `runs`; reads the catalog.
+"""
+
+from pathlib import Path
+
+from clusterucb_core.artifacts import MANIFEST, find_artifact, new_artifact
+from clusterucb_core.errors import MissingArtifact, UnknownVersion
+from clusterucb_core.frozen import Frozen
+from clusterucb_core.planning import RunPlan
+from clusterucb_core.stages.summary import SubjectSummary, Work
+from clusterucb_core.store import open_catalog, selection_summary
+
+STAGE = "runs"
+RESULT = "result.json"
+
+
+class RunResult(Frozen):
+    """What a run came to.
+
+    Attributes:
+        run_id: fingerprint of everything that determines the run.
+        pool_version: the pool that was selected from.
+        versions: its selection versions, period by period.
+        selection_version: the last of them.
+        subjects: the selection and its baselines.
+        work: what the call that returned this computed itself.
+        checkpoints: folders of the artifacts that the result rests on.
+        mlflow_run_id: the MLflow run, None where MLflow could not be reached.
+        seconds: wall time of the call.
+    """
+
+    run_id: str
+    pool_version: int
+    versions: tuple[int, ...]
+    selection_version: int
+    subjects: tuple[SubjectSummary, ...]
+    work: Work
+    checkpoints: tuple[str, ...]
+    mlflow_run_id: str | None
+    seconds: float
+
+
+def keep_result(plan: RunPlan, result: RunResult) -> None:
+    """Keep the result of a finished run; an earlier result of the same run stays."""
+    with new_artifact(plan.workspace.artifacts, STAGE, plan.run_id, {}) as folder:
+        (folder / RESULT).write_text(result.model_dump_json(indent=1), encoding="utf-8")
+
+
+def finished_result(plan: RunPlan) -> RunResult | None:
+    """Return the result of an earlier run with the same inputs and settings, with no work of this call.
+
+    Returns:
+        None where there is none, or where the catalog or a checkpoint that it rests on is gone.
+    """
+    ref = find_artifact(plan.workspace.artifacts, STAGE, plan.run_id)
+    if ref is None:
+        return None
+    result = RunResult.model_validate_json((Path(ref.path) / RESULT).read_text(encoding="utf-8"))
+    if not all((Path(folder) / MANIFEST).is_file() for folder in result.checkpoints):
+        return None
+    try:
+        with open_catalog(plan.workspace.catalog, read_only=True) as con:
+            for version in result.versions:
+                selection_summary(con, version)
+    except (MissingArtifact, UnknownVersion):
+        return None
+    return result.model_copy(update={"work": Work(gradient_evaluations=0, trainings=0), "seconds": 0.0})

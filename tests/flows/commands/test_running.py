@@ -1,0 +1,220 @@
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from clusterucb_core.errors import InvalidPool
+from clusterucb_core.stages.summary import SubjectSummary
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """Put a function in the place of the pipeline."""
+
+    def replace(run):
+        monkeypatch.setitem(sys.modules, "flows.pipeline", SimpleNamespace(run_pipeline=run))
+
+    return replace
+
+
+def result(**changes):
+    subject = SubjectSummary(
+        subject="selection",
+        n_selected=3,
+        sources={"sums": 3},
+        captured_influence=0.75,
+        recall=None,
+        loss=1.5,
+        loss_low=1.0,
+        loss_high=2.0,
+        gradient_evaluations=12,
+    )
+    fields = {
+        "selection_version": 4,
+        "pool_version": 1,
+        "subjects": (subject,),
+        "work": SimpleNamespace(gradient_evaluations=0, trainings=0),
+        "seconds": 1.25,
+        "model_dump": lambda mode: {"selection_version": 4},
+    }
+    return SimpleNamespace(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("command", ["run", "check", "ingest"])
+def test_a_missing_file_is_bad_usage(call, tmp_path, command):
+    outcome = call(command, tmp_path / "absent.yaml")
+    assert outcome.code == 2
+    assert "absent.yaml does not exist" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("selection.polcy=ucb1", "did you mean policy?"),
+        ("selection.policy=ucb2", "did you mean 'ucb"),
+        ("selection.budget_fraction=2", "value seen: 2"),
+        ("selection.budget_fraction", "not of the form key.path=value"),
+        ("mode.x=1", "not a section"),
+        ("execution.runner=ray", "threads, processes"),
+        ("execution.runer=threads", "did you mean runner?"),
+        ("execution.device=tpu", "cuda"),
+        ("target.validation=absent.jsonl", "absent.jsonl"),
+        ("model.base=/absent", "/absent"),
+        ("pool.sources=[{path: absent.jsonl}]", "absent.jsonl"),
+        ("selection.policy=linucb", "not available"),
+        ("selection.audit_fraction=0.1", "certificate"),
+        ("selection.top_fraction=0.5", "raise the budget"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_configuration_that_cannot_work_is_refused(call, pipeline, config_file, command, override, wanted):
+    pipeline(lambda *_: pytest.fail("the pipeline was started"))
+    outcome = call(command, config_file, "--set", override)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ")
+    assert wanted in outcome.err
+    assert outcome.out == ""
+
+
+def test_flags_reach_the_pipeline(call, pipeline, config_file):
+    seen = []
+    pipeline(lambda config, execution: seen.append((config, execution)) or result())
+    call("run", config_file, "--runner", "processes", "--set", "seed=7", "--set", "finetune.epochs=3")
+    config, execution = seen[0]
+    assert (execution.runner, config.seed, config.finetune.epochs) == ("processes", 7, 3)
+
+
+def test_a_run_tells_its_result_and_where_to_look(call, pipeline, config_file):
+    pipeline(lambda *_: result())
+    outcome = call("run", config_file)
+    assert outcome.code == 0
+    assert "1.5000 [1.0000, 2.0000]" in outcome.out
+    assert "this call computed 0 gradient evaluations, 0 trainings" in outcome.out
+    assert "clusterucb show 4" in outcome.out
+    assert "mlflow ui --backend-store-uri sqlite:///" in outcome.out
+
+
+def test_json_is_all_that_a_run_writes_to_stdout(call, pipeline, config_file):
+    def noisy(*_):
+        print("a library's progress")  # noqa: T201
+        return result()
+
+    pipeline(noisy)
+    outcome = call("run", config_file, "--json")
+    assert json.loads(outcome.out) == {"selection_version": 4}
+    assert "a library's progress" in outcome.err
+
+
+@pytest.mark.parametrize("error", [InvalidPool("row 3 is lost"), RuntimeError("out of memory")])
+def test_a_run_that_fails_ends_with_1(call, pipeline, config_file, error):
+    def fail(*_):
+        raise error
+
+    pipeline(fail)
+    outcome = call("run", config_file)
+    assert outcome.code == 1
+    assert str(error) in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_ingest_counts_rows_and_makes_one_version(call, config_file, home):
+    first = json.loads(call("ingest", config_file, "--json").out)
+    assert (first["pool_version"], first["created"], first["n_samples"]) == (1, True, 200)
+    assert (first["counts"]["rows_read"], first["counts"]["duplicates"]) == (202, 1)
+    assert first["counts"]["quarantined"] == {"invalid_json": 1}
+    assert (home / "catalog.duckdb").is_file()
+    again = call("ingest", config_file)
+    assert again.code == 0
+    assert "invalid_json 1" in again.out
+    assert "pool version 1 unchanged: 200 samples" in again.out
+
+
+def test_ingest_of_files_without_a_known_shape_fails(call, config_file, tmp_path):
+    (tmp_path / "pool.jsonl").write_text('{"x": 1}\n')
+    outcome = call("ingest", config_file)
+    assert outcome.code == 1
+    assert "x" in outcome.err
+
+
+def test_check_counts_gradients_by_stage_and_leaves_no_file(call, config_file, home):
+    outcome = call("check", config_file, "--json", "--set", "selection.budget_fraction=0.3")
+    found = json.loads(outcome.out)
+    # 200 samples, 3 checkpoints: all once for the clusters, then 60 drawn at the two later checkpoints
+    assert found["gradient_evaluations"] == {"clustering": 200, "selection": 120, "target": 6}
+    assert found["full_gradient_evaluations"] == 600
+    assert (found["n_selected"], found["budget_samples"], found["n_clusters"]) == (10, 60, 9)
+    assert found["disk_bytes"]["features"] == 326 * found["feature_dim"] * 2
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        # dynamic: one full pass, then the budget of 40 at the checkpoint of period 2
+        (["mode=dynamic"], {"clustering": 200, "selection": 40, "target": 4}),
+        # the full baseline of a dynamic run shares the first period only
+        (
+            ["mode=dynamic", "evaluate.baselines=[full]"],
+            {"clustering": 200, "selection": 40, "baseline full": 200, "target": 6},
+        ),
+        # that of a static run shares every checkpoint
+        (
+            ["evaluate.baselines=[full]"],
+            {"clustering": 200, "selection": 80, "baseline full": 320, "target": 6},
+        ),
+        (["selection.policy=full"], {"selection": 600, "target": 6}),
+        (["selection.policy=random"], {"target": 0}),
+        (["pool.max_samples=100"], {"clustering": 100, "selection": 40, "target": 6}),
+    ],
+)
+def test_check_knows_what_stages_share(call, config_file, overrides, wanted):
+    flags = [flag for override in overrides for flag in ("--set", override)]
+    assert json.loads(call("check", config_file, "--json", *flags).out)["gradient_evaluations"] == wanted
+
+
+def test_check_uses_a_pool_that_was_ingested(call, config_file, monkeypatch):
+    call("ingest", config_file)
+    monkeypatch.setattr("clusterucb_core.estimate.run_ingest", lambda *_: pytest.fail("ingested again"))
+    assert "samples in the pool" in call("check", config_file).out
+
+
+@pytest.mark.parametrize(
+    ("override", "figures"),
+    [
+        ("selection.cold_start_fraction=0.5", ["budget of 40 samples", "about 96 samples"]),
+        ("selection.top_fraction=0.001", ["0.001 of 200 samples selects none"]),
+        ("clusters.k=300", ["clusters.k=300 does not fit 200 samples"]),
+        ("model.max_length=2", ["validation row 1"]),
+    ],
+)
+def test_check_refuses_what_a_run_would_fail_at(call, config_file, override, figures):
+    outcome = call("check", config_file, "--set", override)
+    assert outcome.code == 2
+    assert all(figure in outcome.err for figure in figures)
+
+
+def test_check_warns_of_batches_above_what_they_are_taken_from(call, config_file):
+    shown = call(
+        "check", config_file, "--set", "finetune.batch_size=128", "--set", "warmup.batch_size=64"
+    ).out
+    assert "warning: finetune.batch_size=128 is above the 10 selected samples" in shown
+    assert "warning: warmup.batch_size=64 is above the 10 samples of the warmup" in shown
+    assert "the configuration can be run" in shown
+
+
+def test_check_warns_where_there_is_no_test_loss_to_measure(call, config_file):
+    tree = yaml.safe_load(config_file.read_text())
+    del tree["target"]["test"]
+    config_file.write_text(yaml.safe_dump(tree))
+    assert "no test rows" in call("check", config_file).out
+
+
+def test_a_state_folder_that_cannot_be_made_is_refused(call, config_file, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CLUSTERUCB_HOME", str(tmp_path / "file" / "home"))
+    outcome = call("ingest", config_file)
+    assert outcome.code == 2
+    assert "set CLUSTERUCB_HOME" in outcome.err

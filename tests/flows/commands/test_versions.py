@@ -1,0 +1,102 @@
+import json
+
+import pytest
+
+
+def test_list_without_a_catalog_says_so_and_succeeds(call, home):
+    outcome = call("list")
+    assert outcome.code == 0
+    assert outcome.out.startswith("no selections yet")
+    assert not home.exists()
+    assert json.loads(call("list", "--json").out) == []
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["diff", "1", "2"], ["export", "1", "out.jsonl"]])
+def test_without_a_catalog_the_others_fail(call, arguments):
+    outcome = call(*arguments)
+    assert outcome.code == 1
+    assert "run `clusterucb run` first" in outcome.err
+
+
+def test_list_has_one_line_a_version(call, catalog):
+    lines = call("list").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["version", "1", "2"]
+    assert [row["selection_version"] for row in json.loads(call("list", "--json").out)] == [1, 2]
+
+
+def test_show_means_the_latest_version_without_a_number(call, catalog):
+    for arguments in (["show", "--json"], ["show", "latest", "--json"], ["show", "2", "--json"]):
+        assert json.loads(call(*arguments).out)["selection"]["selection_version"] == 2
+
+
+def test_show_tells_cost_sources_evaluations_and_the_first_samples(call, catalog):
+    out = call("show", "2").out
+    assert "full selection, to compare" in out
+    assert out.index("sums  ") < out.index("talk  ")
+    assert "100.0 %" in out
+    assert "33.3 %" in out
+    assert "1.2500 [1.0000, 1.5000]" in out
+    assert "question 3" in out
+
+
+def test_hostile_text_is_shown_as_text(call, catalog):
+    out = call("show", "1").out
+    assert "[bold red]not markup[/bold red] :smile: [2Jcleared gnp" in out
+    assert "\x1b" not in out
+
+
+def test_show_as_json_holds_messages_and_baselines(call, catalog):
+    shown = json.loads(call("show", "--json").out)
+    assert [sample["sample_id"] for sample in shown["samples"]] == ["s02", "s03", "s00"]
+    assert shown["samples"][0]["messages"][0] == {"role": "user", "content": "question 2"}
+    assert [row["subject"] for row in shown["evaluations"]] == ["selection", "zero_shot"]
+    assert shown["selection"]["cost"]["full"]["gradient_evaluations"] == 36
+
+
+@pytest.mark.parametrize("arguments", [["show", "7"], ["diff", "1", "7"], ["export", "7", "out.jsonl"]])
+def test_an_unknown_version_fails_and_the_known_ones_are_listed(call, catalog, arguments):
+    outcome = call(*arguments)
+    assert outcome.code == 1
+    assert "no selection version 7" in outcome.err
+    assert "1 (sums), 2 (sums)" in outcome.err
+
+
+@pytest.mark.parametrize("text", ["two", "-1", "1.0", "²"])
+def test_a_version_that_is_no_number_is_bad_usage(call, catalog, text):
+    outcome = call("show", "--", text)
+    assert outcome.code == 2
+    assert "give a number" in outcome.err
+
+
+def test_diff_counts_and_names_the_changes(call, catalog):
+    out = call("diff", "1", "latest").out
+    assert out.startswith("from version 1 to version 2: 1 added, 1 removed, 2 kept")
+    changed = {line.split()[1]: line.split()[0] for line in out.splitlines()[2:]}
+    assert changed == {"s03": "added", "s01": "removed"}
+    shown = json.loads(call("diff", "1", "2", "--json").out)
+    assert (shown["added"], shown["removed"], shown["kept"], len(shown["samples"])) == (1, 1, 2, 4)
+
+
+def test_diff_of_a_version_with_itself_has_no_table(call, catalog):
+    assert call("diff", "2", "2").out == "from version 2 to version 2: 0 added, 0 removed, 3 kept\n"
+
+
+@pytest.mark.parametrize("version", ["2", "latest"])
+def test_export_writes_the_samples_in_rank_order(call, catalog, tmp_path, version):
+    outcome = call("export", version, tmp_path / "out.jsonl")
+    assert outcome.code == 0
+    assert outcome.out.startswith("3 samples of selection version 2")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["messages"][0]["content"] for row in rows][:2] == ["question 2", "question 3"]
+
+
+def test_export_as_json_says_where(call, catalog, tmp_path):
+    shown = json.loads(call("export", "1", tmp_path / "out.json", "--format", "alpaca", "--json").out)
+    assert shown == {"path": str(tmp_path / "out.json"), "n": 3, "format": "alpaca", "version": 1}
+
+
+def test_an_unknown_format_is_bad_usage(call, catalog, tmp_path):
+    outcome = call("export", "1", tmp_path / "out", "--format", "xml")
+    assert outcome.code == 2
+    assert "jsonl, parquet, alpaca, sharegpt" in outcome.err
+    assert not (tmp_path / "out").exists()

@@ -79,7 +79,7 @@ def estimate_run(plan: RunPlan) -> Estimate:
     """
     pool = _pool_counts(plan)
     target = load_target(plan.target.settings, Path(plan.target.base_folder))
-    unusable = _unusable_rows(plan, target)
+    odd_rows = tuple(_row_warnings(plan, target))
     counts = _counts(plan.config, pool.n_samples, len(target.validation))
     dim = _feature_dim(plan)
     gradients = _gradient_evaluations(plan.config, counts)
@@ -93,7 +93,7 @@ def estimate_run(plan: RunPlan) -> Estimate:
         full_gradient_evaluations=counts.n_samples * counts.n_checkpoints,
         disk_bytes=disk,
         memory_bytes=_memory_bytes(plan, counts, dim),
-        warnings=(*unusable, *_warnings(plan, counts, target, sum(disk.values()))),
+        warnings=(*odd_rows, *_warnings(plan, counts, target, sum(disk.values()))),
         **counts.model_dump(),
     )
 
@@ -106,29 +106,32 @@ def _pool_counts(plan: RunPlan) -> IngestCounts:
         return ingest_counts(run_ingest(plan.ingest, Workspace(home=folder)))
 
 
-def _unusable_rows(plan: RunPlan, target: Target) -> list[str]:
-    """Return warnings about target rows; a validation row without a gradient is an error."""
-    lost = _without_loss(plan, target.validation)
-    if lost:
-        number, why = lost[0]
-        raise InvalidTarget(
-            f"validation row {number} of target {target.name!r} has nothing to take a gradient of: "
-            f"{why.reason} ({why.detail}); mend or remove the row, or raise model.max_length"
-        )
-    lost = _without_loss(plan, target.test)
-    if not lost:
-        return []
-    number, why = lost[0]
-    return [
-        f"{len(lost)} of {len(target.test)} test rows have no loss, the first is row {number} ({why.reason})"
-    ]
+def _row_warnings(plan: RunPlan, target: Target) -> Iterator[str]:
+    """Yield what is odd about target rows; a validation row without a gradient is an error."""
+    for split, rows in (("validation", target.validation), ("test", target.test)):
+        outcomes = _tokenized(plan, rows)
+        lost = [(i, o) for i, o in enumerate(outcomes, start=1) if isinstance(o, Exclusion)]
+        cut = sum(isinstance(outcome, Tokenized) and outcome.truncated for outcome in outcomes)
+        if lost and split == "validation":
+            number, why = lost[0]
+            raise InvalidTarget(
+                f"validation row {number} of target {target.name!r} has nothing to take a gradient of: "
+                f"{why.reason} ({why.detail}); mend or remove the row"
+            )
+        if lost:
+            number, why = lost[0]
+            yield f"{len(lost)} of {len(rows)} {split} rows have no loss, first row {number} ({why.reason})"
+        if cut:
+            limit = plan.model.settings.max_length
+            yield (
+                f"{cut} of {len(rows)} {split} rows are cut to model.max_length={limit} tokens; "
+                "raise it, or shorten the prompts"
+            )
 
 
-def _without_loss(plan: RunPlan, rows: Sequence[TargetRow]) -> list[tuple[int, Exclusion]]:
-    chat = open_chat(plan.model)
+def _tokenized(plan: RunPlan, rows: Sequence[TargetRow]) -> list[Tokenized | Exclusion]:
     conversations = [(row.row_id, row.messages) for row in rows]
-    outcomes = tokenize_batch(chat, conversations, max_length=plan.model.settings.max_length)
-    return [(i, outcome) for i, outcome in enumerate(outcomes, start=1) if not isinstance(outcome, Tokenized)]
+    return tokenize_batch(open_chat(plan.model), conversations, max_length=plan.model.settings.max_length)
 
 
 def _counts(config: RunConfig, n_pool: int, n_validation: int) -> _Counts:

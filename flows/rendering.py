@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -110,7 +110,7 @@ def size(n_bytes: float) -> str:
 
 
 @contextmanager
-def only_messages() -> Iterator[None]:
+def only_messages() -> Generator[None]:
     """Send to stderr what libraries and child processes write to stdout within the block."""
     sys.stdout.flush()
     with redirect_stdout(sys.stderr):
@@ -124,7 +124,7 @@ def only_messages() -> Iterator[None]:
 
 
 @contextmanager
-def log_to_stderr(*, verbose: bool) -> Iterator[None]:
+def log_to_stderr(*, verbose: bool) -> Generator[None]:
     """Show the log on stderr within the block: progress on a terminal or if asked, else warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))

@@ -1,4 +1,4 @@
-"""The promises of the project files: pins that must hold, locks that fit the ranges, nothing private inside."""
+"""The promises of the project files: pins that must hold, locks that fit the ranges, nothing private."""
 
 import gzip
 import re
@@ -27,7 +27,7 @@ DATA_SUFFIXES = {
 }  # fmt: skip
 MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:work|home|root|Users)/[\w.]")
 RUN_WORDS = 13
-ROWS_TO_COMPARE = 400
+FIRST_ROWS, ALL_ROWS = 400, 100_000
 
 
 @cache
@@ -123,7 +123,8 @@ def test_no_data_or_model_file_is_kept_in_the_project() -> None:
     assert [str(path) for path in project_files() if path.suffix in DATA_SUFFIXES] == []
 
 
-def test_no_file_repeats_a_row_of_the_real_data() -> None:
+@pytest.mark.parametrize("count", [FIRST_ROWS, pytest.param(ALL_ROWS, marks=pytest.mark.slow)])
+def test_no_file_repeats_a_row_of_the_real_data(count: int) -> None:
     folder = environ.get("CLUSTERUCB_DATA")
     if not folder:
         pytest.skip("CLUSTERUCB_DATA is not set: no real data to compare with")
@@ -133,8 +134,8 @@ def test_no_file_repeats_a_row_of_the_real_data() -> None:
         if path.suffix != ".png"
         for run in runs(path.read_text("utf-8"))
     }
-    rows = [row for path in sorted(Path(folder).glob("*/*.gz")) for row in first_rows(path)]
-    assert len(rows) > ROWS_TO_COMPARE
+    rows = [row for path in sorted(Path(folder).glob("*/*.gz")) for row in first_rows(path, count)]
+    assert len(rows) > FIRST_ROWS
     assert {str(ours[run].relative_to(ROOT)): run for row in rows for run in runs(row) if run in ours} == {}
 
 
@@ -144,9 +145,8 @@ def runs(text: str) -> Iterator[str]:
     return (" ".join(words[start : start + RUN_WORDS]) for start in range(len(words) - RUN_WORDS + 1))
 
 
-def first_rows(path: Path) -> list[str]:
-    """Return the first lines of a compressed file; of a file that is one long line, its first 200,000 characters."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [
-            line.rstrip("\n") for line in islice(iter(lambda: lines.readline(200_000), ""), ROWS_TO_COMPARE)
-        ]
+def first_rows(path: Path, count: int) -> list[str]:
+    """Return the first lines of a compressed file, a line past 200,000 characters as several."""
+    with gzip.open(path, "rt", encoding="utf-8") as text:
+        lines = iter(lambda: text.readline(200_000), "")
+        return [line.rstrip("\n") for line in islice(lines, count)]

@@ -139,16 +139,20 @@ def plan_shards_of(
 
 
 def run_shard(job: ShardJob, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
-    """Compute one shard of features, with a check of the engine on its first samples before it starts."""
+    """Compute one shard of features."""
     source = load_source(job.space, open_tokens(job.tokens), resolve_device(execution.device))
-    check_engine(source.model, source.table.take(job.sample_ids[:2]))
     shard = Shard(job.fingerprint, job.sample_ids, job.batches)
     return compute_shard(source, shard, workspace, run_id=job.run_id)
 
 
 def load_source(space: FeatureSpace, table: TokenTable, device: str) -> GradientSource:
-    """Load the model of a feature space with its checkpoint's adapter and optimiser state."""
+    """Load the model of a feature space with its checkpoint's adapter and optimiser state.
+
+    Raises:
+        InvalidModel: the engine's gradients of the first two samples are not those of plain autograd.
+    """
     model = load_adapter(space.model.settings, checkpoint_folder(space.checkpoint), device)
+    check_engine(model, table.take(table.sample_ids[:2]))
     return GradientSource(space, model, checkpoint_moments(space, model), table)
 
 

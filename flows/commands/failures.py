@@ -1,6 +1,6 @@
 """How commands fail: the exit codes, and which error has which."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from typer import TyperException
@@ -22,7 +22,7 @@ class RunFailed(Exception):  # noqa: N818
 
 
 @contextmanager
-def before_start() -> Iterator[None]:
+def before_start() -> Generator[None]:
     """Turn the errors of a block that only looks at the input into `Refused`."""
     try:
         yield
@@ -31,7 +31,7 @@ def before_start() -> Iterator[None]:
 
 
 @contextmanager
-def during_run() -> Iterator[None]:
+def during_run() -> Generator[None]:
     """Turn the errors of a block that does the work into `RunFailed`, whatever their cause."""
     try:
         yield

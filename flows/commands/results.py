@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 from flows.rendering import count, counted, decimal, interval, print_table, say
 
 if TYPE_CHECKING:
+    from clusterucb_core.outcome import RunResult
     from clusterucb_core.stages.summary import SubjectSummary
-    from flows.pipeline import RunResult
 
 
 def print_subjects(subjects: "Sequence[SubjectSummary]") -> None:

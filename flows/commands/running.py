@@ -1,5 +1,6 @@
 """`run`, `ingest` and `check`: the commands that take a configuration."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,8 @@ from flows.rendering import count, counted, only_messages, print_json, print_tab
 
 if TYPE_CHECKING:
     from clusterucb_core.estimate import Estimate
+    from clusterucb_core.outcome import RunResult
     from clusterucb_core.pool.ingest import IngestCounts
-    from flows.pipeline import RunResult
 
 RunnerName = Annotated[
     str | None,
@@ -51,7 +52,7 @@ def run_file(config: ConfigPath, overrides: list[str]) -> "RunResult":
         from flows.runners import choose_runner, visible_gpus
 
         with before_start():
-            settings, execution = load_config(config, overrides)
+            settings, execution = load_config(config, overrides, variables=os.environ)
             choose_runner(execution, visible_gpus())
             plan_run(settings, execution, home=state_folder())
         from flows.pipeline import run_pipeline
@@ -70,7 +71,7 @@ def ingest(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
     from clusterucb_core.workspace import Workspace
 
     with before_start():
-        settings, execution = load_config(config, overrides or [])
+        settings, execution = load_config(config, overrides or [], variables=os.environ)
         spec = ingest_spec(settings.pool, Path.cwd())
     workspace = Workspace(home=str(state_folder()), storage_root=execution.storage_root)
     with during_run(), only_messages():
@@ -101,7 +102,7 @@ def check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
         from flows.runners import choose_runner
 
         with before_start():
-            settings, execution = load_config(config, overrides or [])
+            settings, execution = load_config(config, overrides or [], variables=os.environ)
             choose_runner(execution, gpus=0)
             estimate = estimate_run(plan_run(settings, execution, home=state_folder()))
     if as_json:

@@ -87,7 +87,7 @@ def print_cost(summary: "SelectionSummary") -> None:
 
 def print_sources(sources: "pl.DataFrame") -> None:
     """Print each source's share of the selection beside its share of the pool."""
-    selected, pool = sources["n_selected"].sum(), sources["n_pool"].sum()
+    selected, pool = int(sources["n_selected"].sum()), int(sources["n_pool"].sum())
     rows = [
         [
             row["source"],

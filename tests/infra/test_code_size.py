@@ -7,6 +7,17 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "code_size.py"
+ARMS = """\
+def short():
+    return 1
+
+
+class Arm:
+    async def longer(self):
+        x = 1
+        y = 2
+        return x, y
+"""
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +29,7 @@ def code_size() -> dict[str, Any]:
 def root(tmp_path: Path) -> Path:
     for package in ("clusterucb_core", "flows", "tasks"):
         (tmp_path / package).mkdir()
-    (tmp_path / "clusterucb_core" / "arms.py").write_text(
-        "def short():\n    return 1\n\n\nclass Arm:\n    async def longer(self):\n        x = 1\n        y = 2\n        return x, y\n"
-    )
+    (tmp_path / "clusterucb_core" / "arms.py").write_text(ARMS)
     return tmp_path
 
 

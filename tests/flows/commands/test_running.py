@@ -8,6 +8,11 @@ import yaml
 from clusterucb_core.errors import InvalidPool
 from clusterucb_core.stages.summary import SubjectSummary
 
+PICKY = (
+    "{% for m in messages %}{% if 'Add 1.' in m.content %}{{ raise_exception('no ones') }}{% endif %}"
+    "{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
 
 @pytest.fixture
 def pipeline(monkeypatch):
@@ -184,10 +189,10 @@ def test_check_uses_a_pool_that_was_ingested(call, config_file, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "figures"),
     [
-        ("selection.cold_start_fraction=0.5", ["budget of 40 samples", "about 96 samples"]),
+        ("selection.cold_start_fraction=0.5", ["budget of 40 samples", "about 99 samples"]),
         ("selection.top_fraction=0.001", ["0.001 of 200 samples selects none"]),
         ("clusters.k=300", ["clusters.k=300 does not fit 200 samples"]),
-        ("model.max_length=2", ["validation row 1"]),
+        (f"model.chat_template={json.dumps(PICKY)}", ["validation row 2", "no ones"]),
     ],
 )
 def test_check_refuses_what_a_run_would_fail_at(call, config_file, override, figures):
@@ -203,6 +208,12 @@ def test_check_warns_of_batches_above_what_they_are_taken_from(call, config_file
     assert "warning: finetune.batch_size=128 is above the 10 selected samples" in shown
     assert "warning: warmup.batch_size=64 is above the 10 samples of the warmup" in shown
     assert "the configuration can be run" in shown
+
+
+def test_check_warns_of_target_rows_that_are_cut(call, config_file):
+    shown = call("check", config_file, "--set", "model.max_length=3").out
+    assert "warning: 2 of 2 validation rows are cut to model.max_length=3 tokens" in shown
+    assert "warning: 3 of 3 test rows are cut" in shown
 
 
 def test_check_warns_where_there_is_no_test_loss_to_measure(call, config_file):

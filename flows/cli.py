@@ -1,5 +1,7 @@
 """The command line `clusterucb`: its commands, and what becomes of their errors."""
 
+import atexit
+import contextlib
 import importlib.metadata
 import os
 import sys
@@ -27,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `clusterucb`; None for the arguments of this process.
     """
     flags, ordered = _split_flags(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and "--debug" not in flags:
+        atexit.register(_end_quietly)  # registered first, so that it runs last
     with log_to_stderr(verbose="--verbose" in flags):
         try:
             returned = get_command(command_line()).main(
@@ -82,6 +86,12 @@ def _top(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(BAD_USAGE)
+
+
+def _end_quietly() -> None:
+    """Close stderr to what DuckDB's binding reports after a run: what threads held to the very end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

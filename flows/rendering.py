@@ -29,14 +29,14 @@ def print_json(value: object) -> None:
 
 
 def print_table(
-    headers: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "", left: int = 1
+    headers: Sequence[str], rows: Sequence[Sequence[object]], *, gap: bool = False, left: int = 1
 ) -> None:
     """Write a table to stdout.
 
     Args:
         headers: names of the columns.
         rows: cells; None is shown as a dash.
-        title: a line above the table; none where it is empty.
+        gap: leave a line empty above the table.
         left: how many of the first columns are flush left; the others hold numbers.
     """
     table = Table(
@@ -46,8 +46,8 @@ def print_table(
         table.add_column(header, justify="left" if position < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    if title:
-        typer.echo(f"\n{title}")
+    if gap:
+        typer.echo()
     width = None if sys.stdout.isatty() else FILE_COLUMNS
     Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False).print(table)
 

@@ -13,11 +13,11 @@ INTERRUPTED = 130
 HELP = "clusterucb --help lists the commands, clusterucb COMMAND --help their options"
 
 
-class Refused(Exception):  # noqa: N818 - named after what happened, like typer's Exit
+class Refused(Exception):
     """What a command was given cannot be used; nothing was started."""
 
 
-class RunFailed(Exception):  # noqa: N818
+class RunFailed(Exception):
     """A run was started and did not come to its end."""
 
 

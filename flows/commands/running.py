@@ -48,13 +48,20 @@ def run_file(config: ConfigPath, overrides: list[str]) -> "RunResult":
     _configure()
     with only_messages():
         from clusterucb_core.config import load_config
+        from clusterucb_core.outcome import finished_result
         from clusterucb_core.planning import plan_run
-        from flows.runners import choose_runner, visible_gpus
 
         with before_start():
             settings, execution = load_config(config, overrides, variables=os.environ)
+            plan = plan_run(settings, execution, home=state_folder())
+        with during_run():
+            known = finished_result(plan)
+        if known is not None:
+            return known  # without the import of Prefect and MLflow, which takes longer than all the rest
+        from flows.runners import choose_runner, visible_gpus
+
+        with before_start():
             choose_runner(execution, visible_gpus())
-            plan_run(settings, execution, home=state_folder())
         from flows.pipeline import run_pipeline
 
         with during_run():
@@ -159,12 +166,15 @@ def _print_estimate(estimate: "Estimate") -> None:
         ("full selection, to compare", estimate.full_gradient_evaluations),
     ]
     print_table(
-        ["gradient evaluations, at most", ""], [[name, count(value)] for name, value in stages], title=""
+        ["gradient evaluations, at most", ""], [[name, count(value)] for name, value in stages], gap=True
     )
-    say()
-    print_table(["disk, at most", ""], [[name, size(value)] for name, value in estimate.disk_bytes.items()])
-    say()
-    print_table(["memory, without activations", ""], [[n, size(v)] for n, v in estimate.memory_bytes.items()])
+    disk = [[name, size(value)] for name, value in estimate.disk_bytes.items()]
+    print_table(["disk, at most", ""], disk, gap=True)
+    print_table(
+        ["memory, without activations", ""],
+        [[n, size(v)] for n, v in estimate.memory_bytes.items()],
+        gap=True,
+    )
     for warning in estimate.warnings:
         say(f"\nwarning: {warning}")
     say("\nthe configuration can be run")

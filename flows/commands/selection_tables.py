@@ -82,7 +82,7 @@ def print_cost(summary: "SelectionSummary") -> None:
             [name, count(fields.get("gradient_evaluations")), None if flops is None else f"{flops:.2e}"]
         )
     if rows:
-        print_table(["cost by stage", "gradient evaluations", "operations"], rows, title="")
+        print_table(["cost by stage", "gradient evaluations", "operations"], rows, gap=True)
 
 
 def print_sources(sources: "pl.DataFrame") -> None:
@@ -98,7 +98,7 @@ def print_sources(sources: "pl.DataFrame") -> None:
         ]
         for row in sources.to_dicts()
     ]
-    print_table(["source", "selected", "share", "in the pool", "share"], rows, title="")
+    print_table(["source", "selected", "share", "in the pool", "share"], rows, gap=True)
 
 
 def print_evaluations(evaluations: "pl.DataFrame") -> None:
@@ -114,7 +114,7 @@ def print_evaluations(evaluations: "pl.DataFrame") -> None:
         for row in evaluations.to_dicts()
     ]
     if rows:
-        print_table(["task", "metric", "subject", "value [95 %]", "n"], rows, title="", left=3)
+        print_table(["task", "metric", "subject", "value [95 %]", "n"], rows, gap=True, left=3)
 
 
 def print_top(top: "pl.DataFrame") -> None:
@@ -129,7 +129,7 @@ def print_top(top: "pl.DataFrame") -> None:
         ]
         for sample in sample_rows(top)
     ]
-    print_table(["rank", "influence", "cluster", "source", "text"], rows, title="", left=5)
+    print_table(["rank", "influence", "cluster", "source", "text"], rows, gap=True, left=5)
 
 
 def sample_rows(top: "pl.DataFrame") -> list[dict[str, Any]]:

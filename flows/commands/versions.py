@@ -104,7 +104,7 @@ def diff(old: Version, new: Version, as_json: AsJson = False) -> None:
     shown = [row for change in ("added", "removed") for row in rows[change][:ROWS_OF_A_CHANGE]]
     if shown:
         cells = [[row["change"], row["sample_id"], row["rank_a"], row["rank_b"]] for row in shown]
-        print_table(["change", "sample", f"rank in {a}", f"rank in {b}"], cells, title="", left=2)
+        print_table(["change", "sample", f"rank in {a}", f"rank in {b}"], cells, gap=True, left=2)
     if len(shown) < counts["added"] + counts["removed"]:
         tell(f"{ROWS_OF_A_CHANGE} of each change are shown; --json prints all")
 

@@ -102,5 +102,6 @@ def test_listing_imports_neither_torch_nor_prefect(catalog):
 
 def test_main_reads_the_arguments_of_the_process_when_given_none(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["clusterucb", "list"])
+    monkeypatch.setattr("atexit.register", lambda _: None)
     assert main() == 0
     assert "no selections yet" in capsys.readouterr().out

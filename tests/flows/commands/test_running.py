@@ -84,6 +84,14 @@ def test_a_configuration_that_cannot_work_is_refused(call, pipeline, config_file
     assert outcome.out == ""
 
 
+def test_a_finished_run_is_returned_without_the_pipeline(call, pipeline, config_file, monkeypatch):
+    pipeline(lambda *_: pytest.fail("the pipeline was started"))
+    monkeypatch.setattr("clusterucb_core.outcome.finished_result", lambda _: result())
+    outcome = call("run", config_file)
+    assert outcome.code == 0
+    assert "selection version 4" in outcome.out
+
+
 def test_flags_reach_the_pipeline(call, pipeline, config_file):
     seen = []
     pipeline(lambda config, execution: seen.append((config, execution)) or result())

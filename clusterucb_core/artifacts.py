@@ -6,7 +6,6 @@ folder that bears its final name is complete. Files read and written: those of t
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Generator
@@ -102,7 +101,7 @@ def _publish(draft: Path, final: Path) -> None:
         return  # another worker finished the same content first
     if final.exists():
         shutil.rmtree(final)
-    os.replace(draft, final)
+    draft.replace(final)
 
 
 def _plain(value: object) -> Any:

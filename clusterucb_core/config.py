@@ -186,9 +186,9 @@ def _expanded(text: str, variables: Mapping[str, str], *, place: str) -> str:
         return Template(text).substitute(variables)
     except KeyError as error:
         name = error.args[0]
-        raise InvalidConfig(f"{place}: {text} names the variable {name}, which is not set; export {name}") from error
+        raise InvalidConfig(f"{place}: {text} names a variable that is not set; export {name}") from error
     except ValueError as error:
-        raise InvalidConfig(f"{place}: {text} has a dollar sign that names no variable; write $$ for one") from error
+        raise InvalidConfig(f"{place}: {text} has a $ that names no variable; write $$ for one") from error
 
 
 def _complaint(kind: type[BaseModel], item: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ class ExecutionSettings(Frozen):
     when_tracking_is_down: Literal["buffer", "fail"] = Field(
         default="buffer",
         title="When tracking is down",
-        description="buffer: keep what MLflow could not take in the state folder and go on. fail: stop the run.",
+        description="buffer: keep in the state folder what MLflow could not take, and go on. fail: stop.",
     )
 
 

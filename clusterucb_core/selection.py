@@ -1,4 +1,4 @@
-"""The settings of a selection, and the arithmetic between them and the bandit (method.md, sections 2 and 3)."""
+"""The settings of a selection, and the arithmetic between them and the bandit (arXiv 2506.10288)."""
 
 import difflib
 import math
@@ -110,13 +110,14 @@ def check_selection(settings: SelectionSettings) -> None:
         raise InvalidConfig("selection.policy=linucb is not available in this version; choose ucb_beta")
     if settings.audit_fraction:
         raise InvalidConfig(
-            f"selection.audit_fraction={settings.audit_fraction} asks for a certificate, which this version does "
-            "not compute; set it to 0"
+            f"selection.audit_fraction={settings.audit_fraction} asks for a certificate, which this version "
+            "does not compute; set it to 0"
         )
     if is_bandit(settings.policy) and settings.top_fraction > settings.budget_fraction:
         raise BudgetError(
             f"selection.top_fraction={settings.top_fraction} is above "
-            f"budget_fraction={settings.budget_fraction}: only drawn samples can be selected; raise the budget"
+            f"budget_fraction={settings.budget_fraction}: only drawn samples can be selected; "
+            "raise the budget"
         )
 
 

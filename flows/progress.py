@@ -3,7 +3,8 @@
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, as_completed
@@ -20,8 +21,10 @@ def show_progress(name: str, futures: Sequence[PrefectFuture[Any]]) -> None:
         name: what is computed; letters, digits and dashes.
         futures: the futures of a mapped task.
     """
-    artifact = create_progress_artifact(
-        progress=0.0, key=f"progress-{name}", description=f"{name}: {len(futures)} shards"
+    description = f"{name}: {len(futures)} shards"
+    # outside an event loop the call returns the id itself
+    artifact = cast(
+        "UUID", create_progress_artifact(progress=0.0, key=f"progress-{name}", description=description)
     )
     started = time.monotonic()
     for done, future in enumerate(as_completed(list(futures)), start=1):

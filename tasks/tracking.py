@@ -1,4 +1,4 @@
-"""Tasks that mirror a run to MLflow: parameters, metrics over time, configuration and selection, linked both ways.
+"""Tasks that mirror a run to MLflow: parameters, metrics, configuration and selection, linked both ways.
 
 Where MLflow cannot be reached and the run may go on without it, what it should have received is kept below
 `tracking-buffer/` in the state folder and sent with the next run that reaches it.

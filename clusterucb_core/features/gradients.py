@@ -34,7 +34,7 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _LOW_PRECISION_TOLERANCE = 0.1
 
 
-class UnusableSamples(ClusterUcbError):  # noqa: N818 (the contract's name)
+class UnusableSamples(ClusterUcbError):
     """Some samples have no usable gradient; `indices` into the samples, and a reason for each."""
 
     def __init__(self, indices: tuple[int, ...], reasons: tuple[str, ...]) -> None:

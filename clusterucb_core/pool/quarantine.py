@@ -52,7 +52,7 @@ class BadRow:
     raw: str
 
 
-class Unusable(Exception):  # noqa: N818 - a finding about one row, caught by the reader of the row
+class Unusable(Exception):
     """A row, or one conversation of it, cannot become a sample."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -61,7 +61,7 @@ class Unusable(Exception):  # noqa: N818 - a finding about one row, caught by th
         self.detail = detail
 
 
-class BrokenContainer(Exception):  # noqa: N818 - becomes a quarantine row that ends its file
+class BrokenContainer(Exception):
     """A container cannot be read any further; the rows before it have been given."""
 
     def __init__(self, detail: str, raw: bytes = b"") -> None:

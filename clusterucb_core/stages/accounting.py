@@ -30,7 +30,7 @@ Need = tuple[str, FeatureSpace, frozenset[str]]
 
 @dataclass(frozen=True)
 class SelectionCost:
-    """Gradient evaluations (samples x checkpoints) of one selection, and operations beside full selection's."""
+    """Gradient evaluations (samples x checkpoints) of one selection, and its operations beside full ones."""
 
     computed: int
     reused: int
@@ -46,7 +46,7 @@ def selection_cost(spec: DrawSpec, draws: ArtifactRef, workspace: Workspace, run
     table = open_tokens(spec.tokens)
     tokens = dict(zip(table.sample_ids, table.lengths.tolist(), strict=True))
     n_checkpoints = max(1, len(spec.spaces))
-    every = [sample for sample in table.sample_ids if sample in set(candidate_ids(spec.candidates))]
+    every = candidate_ids(spec.candidates)
     ledger, reused = CostLedger(), 0
     for stage, space, needed in _needs(spec, draws):
         paid = _paid_by(space, needed, workspace, run_id)
@@ -99,7 +99,7 @@ def _paid_by(
 ) -> list[str]:
     """Return the needed samples whose shard names this run as the one that computed it."""
     store = open_store(space, workspace)
-    known = [sample for sample in needed if sample in store.known]
+    known = store.known.intersection(needed)
     return [sample for sample in known if store.provenance(sample).get("run_id") == run_id]
 
 

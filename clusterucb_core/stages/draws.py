@@ -84,8 +84,8 @@ def run_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings
     k = share_of(spec.settings.top_fraction, pool_size(spec.candidates))
     if k < 1:
         raise BudgetError(
-            f"selection.top_fraction={spec.settings.top_fraction} of {pool_size(spec.candidates)} samples selects "
-            "none; raise it or give a larger pool"
+            f"selection.top_fraction={spec.settings.top_fraction} of {pool_size(spec.candidates)} samples "
+            "selects none; raise it or give a larger pool"
         )
     if spec.settings.policy == "random":
         drawn, chosen = _random_choice(spec, k)
@@ -219,8 +219,9 @@ def _usable(
 
 def _check_lost(spec: DrawSpec, lost: dict[int, str], n: int) -> None:
     if len(lost) > spec.max_excluded_fraction * n:
+        reasons = ", ".join(sorted(set(lost.values())))
         raise TooManyExcluded(
-            f"{len(lost)} of {n} samples lost their gradient while being drawn ({sorted(set(lost.values()))}), above "
+            f"{len(lost)} of {n} samples lost their gradient while being drawn ({reasons}), above "
             f"features.max_excluded_fraction={spec.max_excluded_fraction}; mend the pool or raise the limit"
         )
 

@@ -11,7 +11,7 @@ import numpy as np
 from peft import PeftModel
 from pydantic import Field
 
-from clusterucb_core.errors import TooManyExcluded
+from clusterucb_core.errors import MissingArtifact, TooManyExcluded
 from clusterucb_core.execution import ExecutionSettings, batch_tokens
 from clusterucb_core.features.gradients import AdamMoments, check_engine
 from clusterucb_core.features.projections import Projection, ProjectionName, resolve_projection
@@ -217,6 +217,11 @@ def usable_samples(
         raise TooManyExcluded(
             f"{len(excluded)} of {len(sample_ids)} samples have no usable gradient ({counts}), above "
             f"features.max_excluded_fraction={max_excluded_fraction}; mend the pool or raise the limit"
+        )
+    if missing := store.missing(sample_ids):
+        raise MissingArtifact(
+            f"{len(missing)} of {len(sample_ids)} samples have no feature, the first {missing[0]}; run the "
+            "pipeline again to compute them"
         )
     out = {exclusion.sample_id for exclusion in excluded}
     return [sample for sample in sample_ids if sample not in out], excluded

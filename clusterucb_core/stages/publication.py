@@ -92,7 +92,8 @@ def publish_features(
     with open_catalog(workspace.catalog) as con:
         for space in dict.fromkeys(spaces):
             store = open_store(space, workspace)
-            known = [sample for sample in ids if sample in store.known]
+            all_known = store.known
+            known = [sample for sample in ids if sample in all_known]
             rows = pl.DataFrame(
                 [(sample, *place) for sample, place in zip(known, store.locations(known), strict=True)],
                 schema=["sample_id", "shard", "row_in_shard"],

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from clusterucb_core.errors import InvalidTarget
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.features.gradients import UnusableSamples
-from clusterucb_core.features.store import read_shard
+from clusterucb_core.features.store import read_shard, remaining_shard
 from clusterucb_core.influence import subtask_scores
 from clusterucb_core.lm.loading import resolve_device
 from clusterucb_core.lm.tokens import open_tokens
@@ -29,9 +30,10 @@ from clusterucb_core.stages.features import (
 from clusterucb_core.stages.intake import read_target
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.targets.catalog import subtask_index
-from clusterucb_core.workspace import Workspace
+from clusterucb_core.workspace import Workspace, stage_key
 
 BLOCK_SAMPLES = 8192
+SCORE_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class TargetGradients:
 class ScoreBook:
     """Scores [n, s] of samples at each checkpoint, NaN where not known yet; filled as samples are drawn.
 
-    `unusable` holds, for each checkpoint, the rows that are known to have no usable gradient, with the reason.
+    `unusable` holds, for each checkpoint, the rows known to have no usable gradient, with reasons.
     """
 
     spaces: tuple[FeatureSpace, ...]
@@ -101,17 +103,17 @@ def open_book(
     unusable: list[dict[int, str]] = []
     for index, space in enumerate(spaces):
         store = open_store(space, workspace)
-        excluded = store.excluded
+        excluded, all_known = store.excluded, store.known
         unusable.append(
             {row: excluded[sample].reason for row, sample in enumerate(sample_ids) if sample in excluded}
         )
         known = np.array(
-            [row for row, sample in enumerate(sample_ids) if sample in store.known], dtype=np.int64
+            [row for row, sample in enumerate(sample_ids) if sample in all_known], dtype=np.int64
         )
         for start in range(0, len(known), BLOCK_SAMPLES):
             rows = known[start : start + BLOCK_SAMPLES]
             features = store.read([sample_ids[row] for row in rows])
-            scores[index][rows] = subtask_scores(features, target.by_checkpoint[index], target.subtask)
+            scores[index][rows] = _scores(features, target, index)
     return ScoreBook(tuple(spaces), tuple(weights), target, sample_ids, scores, unusable)
 
 
@@ -143,19 +145,23 @@ class BookFiller:
             lacking = [int(row) for row in rows if np.isnan(book.scores[index][row, 0])]
             untried = [row for row in lacking if row not in book.unusable[index]]
             if untried:
-                self._fill_checkpoint(book, index, untried)
+                self._fill_checkpoint(book, index, rows, untried=untried)
             failed = [row for row in lacking if row in book.unusable[index]]
             if failed:
                 raise UnusableSamples(tuple(failed), tuple(book.unusable[index][row] for row in failed))
 
-    def _fill_checkpoint(self, book: ScoreBook, index: int, rows: list[int]) -> None:
-        space, target = book.spaces[index], book.target
-        place = {book.sample_ids[row]: row for row in rows}
-        for shard in plan_shards_of(space, self._table, list(place), self._execution):
+    def _fill_checkpoint(self, book: ScoreBook, index: int, rows: IntArray, *, untried: list[int]) -> None:
+        space = book.spaces[index]
+        place = {book.sample_ids[row]: row for row in untried}
+        # batches are planned over all that was asked for, so that a run that was killed goes on with the same
+        asked = [book.sample_ids[int(row)] for row in rows]
+        for planned in plan_shards_of(space, self._table, asked, self._execution):
+            shard = remaining_shard(stage_key(space), planned, place.keys())
+            if shard is None:
+                continue
             content = read_shard(compute_shard(self._at(space), shard, self._workspace, run_id=self._run_id))
             found = [place[sample] for sample in content.sample_ids]
-            scores = subtask_scores(content.features, target.by_checkpoint[index], target.subtask)
-            book.scores[index][found] = scores
+            book.scores[index][found] = _scores(content.features, book.target, index)
             book.unusable[index].update({place[lost.sample_id]: lost.reason for lost in content.excluded})
 
     def _at(self, space: FeatureSpace) -> GradientSource:
@@ -163,3 +169,19 @@ class BookFiller:
             self._source = load_source(space, self._table, resolve_device(self._execution.device))
         self._source = switch_source(self._source, space)
         return self._source
+
+
+def _scores(features: FloatArray, target: TargetGradients, index: int) -> NDArray[np.float64]:
+    """Return the scores [n, s] of features at one checkpoint, the same bits whatever is scored beside them.
+
+    A matrix product rounds by its shape and its threads: all products here have the same number of rows.
+    """
+    n, width = features.shape
+    padded = np.zeros((-(-n // SCORE_ROWS) * SCORE_ROWS, width), dtype=features.dtype)
+    padded[:n] = features
+    with threadpool_limits(limits=1):
+        blocks = [
+            subtask_scores(padded[start : start + SCORE_ROWS], target.by_checkpoint[index], target.subtask)
+            for start in range(0, len(padded), SCORE_ROWS)
+        ]
+    return np.concatenate([np.zeros((0, len(target.subtasks))), *blocks])[:n]

@@ -147,9 +147,7 @@ def select_once(
         update = {"spaces": spaces, "weights": checkpoint_weights(checkpoints)}
         spec = spec.model_copy(update=update | {"clustering": found, "first_space": spaces[0]})
     draws = once(plan, spec, run_draws, plan.execution)
-    training = finetune_spec(
-        config.finetune, plan.model, tokens=inputs.tokens, draws=draws, seed=config.seed
-    )
+    training = finetune_spec(config.finetune, plan.model, tokens=inputs.tokens, draws=draws, seed=config.seed)
     trainings.append(once(plan, training, run_training, plan.execution))
     return trajectory(subject, [PeriodDraws(spec=spec, draws=draws)], trainings)
 
@@ -280,9 +278,7 @@ def draw_spec(plan: RunPlan, inputs: Inputs, settings: SelectionSettings, *, per
 
 def trajectory(subject: str, periods: list[PeriodDraws], trainings: list[ArtifactRef]) -> Trajectory:
     last = checkpoint_refs(trainings[-1])[-1]
-    return Trajectory(
-        subject=subject, periods=tuple(periods), checkpoint=last, trainings=tuple(trainings)
-    )
+    return Trajectory(subject=subject, periods=tuple(periods), checkpoint=last, trainings=tuple(trainings))
 
 
 def facts_of(plan: RunPlan, pool_version: PoolVersion) -> RunFacts:

@@ -71,7 +71,7 @@ def test_a_version_that_is_no_number_is_bad_usage(call, catalog, text):
 def test_diff_counts_and_names_the_changes(call, catalog):
     out = call("diff", "1", "latest").out
     assert out.startswith("from version 1 to version 2: 1 added, 1 removed, 2 kept")
-    changed = {line.split()[1]: line.split()[0] for line in out.splitlines()[2:]}
+    changed = {line.split()[1]: line.split()[0] for line in out.splitlines()[3:]}
     assert changed == {"s03": "added", "s01": "removed"}
     shown = json.loads(call("diff", "1", "2", "--json").out)
     assert (shown["added"], shown["removed"], shown["kept"], len(shown["samples"])) == (1, 1, 2, 4)

@@ -101,7 +101,12 @@ def _publish(draft: Path, final: Path) -> None:
         return  # another worker finished the same content first
     if final.exists():
         shutil.rmtree(final)
-    draft.replace(final)
+    try:
+        draft.replace(final)
+    except OSError:
+        if not (final / MANIFEST).is_file():
+            raise
+        # another worker finished the same content between the look and the move
 
 
 def _plain(value: object) -> Any:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -173,6 +173,16 @@ def _absolute_paths(tree: dict[str, Any], folder: Path, variables: Mapping[str, 
         base = _expanded(model["base"], variables, place="model.base")
         # a base may be a hub id: only an existing folder is a path
         model["base"] = str((folder / base).absolute()) if (folder / base).is_dir() else base
+    if isinstance(model, dict) and _names_file(template := model.get("chat_template"), folder):
+        model["chat_template"] = str((folder / template).absolute())
+
+
+def _names_file(text: object, folder: Path) -> TypeGuard[str]:
+    """Tell whether a chat template is the path of a file rather than a Jinja text."""
+    try:
+        return isinstance(text, str) and "{" not in text and (folder / text).is_file()
+    except OSError:  # longer than a path can be
+        return False
 
 
 def _absolute(section: object, key: str, folder: Path, variables: Mapping[str, str]) -> None:
@@ -203,12 +213,19 @@ def _complaint(kind: type[BaseModel], item: dict[str, Any]) -> str:
 
 
 def _near_keys(kind: type[BaseModel], place: tuple[object, ...]) -> str:
-    model: object = kind
+    model: type[BaseModel] | None = kind
     for part in place[:-1]:
-        if isinstance(model, type) and issubclass(model, BaseModel) and str(part) in model.model_fields:
-            model = model.model_fields[str(part)].annotation
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        if isinstance(part, str) and model is not None:  # a number is a place in a list of the same model
+            model = _model_in(model.model_fields[part].annotation) if part in model.model_fields else None
+    if model is None:
         return "remove it"
     known = list(model.model_fields)
     near = difflib.get_close_matches(str(place[-1]), known, n=1)
     return (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(known)}"
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """Return the model that an annotation such as `X | None` or `tuple[X, ...]` holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)

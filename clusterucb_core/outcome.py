@@ -3,14 +3,22 @@
 Reads and writes the artifact `runs`; reads the catalog.
 """
 
+import logging
+import shutil
 from pathlib import Path
 
-from clusterucb_core.artifacts import MANIFEST, find_artifact, new_artifact
+from pydantic import ValidationError
+
+from clusterucb_core.artifacts import MANIFEST, artifact_folder, find_artifact, new_artifact
 from clusterucb_core.errors import MissingArtifact, UnknownVersion
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan
+from clusterucb_core.stages.publication import version_key
 from clusterucb_core.stages.summary import SubjectSummary, Work
 from clusterucb_core.store import open_catalog, selection_summary
+from clusterucb_core.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 STAGE = "runs"
 RESULT = "result.json"
@@ -43,8 +51,10 @@ class RunResult(Frozen):
 
 
 def keep_result(plan: RunPlan, result: RunResult) -> None:
-    """Keep the result of a finished run; an earlier result of the same run stays."""
-    with new_artifact(plan.workspace.artifacts, STAGE, plan.run_id, {}) as folder:
+    """Keep the result of a finished run; an earlier one of the same run stays as long as it holds."""
+    if finished_result(plan) is None:
+        shutil.rmtree(artifact_folder(_root(plan), STAGE, plan.run_id), ignore_errors=True)
+    with new_artifact(_root(plan), STAGE, plan.run_id, {}) as folder:
         (folder / RESULT).write_text(result.model_dump_json(indent=1), encoding="utf-8")
 
 
@@ -52,18 +62,33 @@ def finished_result(plan: RunPlan) -> RunResult | None:
     """Return the result of an earlier run with the same inputs and settings, with no work of this call.
 
     Returns:
-        None where there is none, or where the catalog or a checkpoint that it rests on is gone.
+        None where there is none that this code can read, where a checkpoint that it rests on is gone, or
+        where its versions in the catalog are gone or those of another run.
     """
-    ref = find_artifact(plan.workspace.artifacts, STAGE, plan.run_id)
+    ref = find_artifact(_root(plan), STAGE, plan.run_id)
     if ref is None:
         return None
-    result = RunResult.model_validate_json((Path(ref.path) / RESULT).read_text(encoding="utf-8"))
+    try:
+        result = RunResult.model_validate_json((Path(ref.path) / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        logger.warning("the kept result %s cannot be read and is made anew: %s", ref.path, error)
+        return None
     if not all((Path(folder) / MANIFEST).is_file() for folder in result.checkpoints):
         return None
-    try:
-        with open_catalog(plan.workspace.catalog, read_only=True) as con:
-            for version in result.versions:
-                selection_summary(con, version)
-    except (MissingArtifact, UnknownVersion):
+    if not _has_versions(plan, result):
         return None
     return result.model_copy(update={"work": Work(gradient_evaluations=0, trainings=0), "seconds": 0.0})
+
+
+def _root(plan: RunPlan) -> Path:
+    """Return where results lie: beside the catalog that numbers their versions, wherever artifacts are."""
+    return Workspace(home=plan.workspace.home).artifacts
+
+
+def _has_versions(plan: RunPlan, result: RunResult) -> bool:
+    try:
+        with open_catalog(plan.workspace.catalog, read_only=True) as con:
+            found = [selection_summary(con, version) for version in result.versions]
+    except (MissingArtifact, UnknownVersion):
+        return False
+    return all(version.selection_key == version_key(plan.selection_key, version.period) for version in found)

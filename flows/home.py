@@ -26,13 +26,28 @@ def configure_services(home: Path) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
         "DO_NOT_TRACK": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
+    _set_defaults(defaults)
+    configure_tracking(home)
+
+
+def configure_tracking(home: Path) -> None:
+    """Give MLflow its database in the state folder, unless the user has configured another.
+
+    A flow calls this too: where a worker starts it, nothing else has.
+    """
+    defaults = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+    }
+    _set_defaults(defaults)
+
+
+def _set_defaults(defaults: dict[str, str]) -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

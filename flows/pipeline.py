@@ -15,7 +15,7 @@ from clusterucb_core.stages.evaluation import evaluation_spec
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.publication import Evaluated, RunFacts
 from clusterucb_core.stages.summary import SubjectSummary, Trajectory, measures
-from flows.home import state_folder
+from flows.home import configure_tracking, state_folder
 from flows.preparation import Inputs, prepare
 from flows.progress import show_subjects
 from flows.runners import choose_runner, task_runner, visible_gpus
@@ -47,12 +47,13 @@ def clusterucb(config: RunConfig, execution: ExecutionSettings = ExecutionSettin
         execution: How to execute it; it changes no result.
     """
     started_at = time.time()
+    configure_tracking(state_folder())
     plan = plan_run(config, execution, home=state_folder())
     tracking = start_tracking(plan, flow_run.id, flow_run.ui_url)
     inputs = prepare(plan)
     chosen = select(plan, inputs, subject="selection")
-    trajectories = [chosen, *(select(plan, inputs, subject=name) for name in _trained_baselines(plan))]
     versions = publish_selection(chosen.periods, _facts(plan, inputs, tracking.mlflow_run_id), plan.workspace)
+    trajectories = [chosen, *(select(plan, inputs, subject=name) for name in _trained_baselines(plan))]
     record_features(_spaces(trajectories), inputs.candidates, _clusterings(trajectories), plan.workspace)
     subjects = _evaluate(plan, inputs, trajectories, version=versions[-1])
     work = count_work(started_at, _spaces(trajectories), _trainings(trajectories), plan.workspace)

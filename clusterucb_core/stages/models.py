@@ -9,6 +9,7 @@ from clusterucb_core.lm.chat import ChatFormat, chat_format
 from clusterucb_core.lm.loading import load_tokenizer, model_fingerprint, resolve_dtype
 from clusterucb_core.lm.lora import count_parameters
 from clusterucb_core.lm.settings import ModelSettings
+from clusterucb_core.lm.templates import read_template
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.workspace import StageSpec, location
 
@@ -50,10 +51,14 @@ def resolve_model(settings: ModelSettings, device: str) -> ModelRef:
 
     Raises:
         InvalidModel: the base model cannot be found or read.
+        InvalidConfig: the chat template is neither Jinja nor a readable file.
     """
     resolved = resolve_dtype(settings, device)
     total, lora = count_parameters(resolved)
-    digest = fingerprint(model_fingerprint(resolved.base), resolved.model_dump(mode="json", exclude={"base"}))
+    content = resolved.model_dump(mode="json", exclude={"base"})
+    # the configuration may name a file: what counts is the template in it
+    content["chat_template"] = read_template(resolved.chat_template)
+    digest = fingerprint(model_fingerprint(resolved.base), content)
     return ModelRef(settings=resolved, digest=digest, n_parameters=total, n_lora_parameters=lora)
 
 

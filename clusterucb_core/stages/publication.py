@@ -120,6 +120,11 @@ def publish_run(periods: Sequence[PeriodDraws], facts: RunFacts, workspace: Work
         return publish_selections(con, drafts)
 
 
+def version_key(selection_key: str, period: int) -> str:
+    """Return the key under which the version of one period of a run's selections is found again."""
+    return fingerprint(selection_key, period)
+
+
 def publish_evaluations(
     evaluated: Sequence[Evaluated],
     measures: Sequence[EvaluationRow],
@@ -152,7 +157,7 @@ def _draft(period: PeriodDraws, facts: RunFacts, workspace: Workspace) -> Select
     spec, draws = period.spec, period.draws
     cost = selection_cost(spec, draws, workspace, facts.run_id)
     return SelectionDraft(
-        selection_key=fingerprint(facts.selection_key, spec.period),
+        selection_key=version_key(facts.selection_key, spec.period),
         run_id=facts.run_id,
         period=spec.period,
         pool_version=facts.pool_version,

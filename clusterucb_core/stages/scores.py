@@ -33,7 +33,9 @@ from clusterucb_core.targets.catalog import subtask_index
 from clusterucb_core.workspace import Workspace, stage_key
 
 BLOCK_SAMPLES = 8192
+# One product of scores: few rows, so that a short round wastes little, and small enough not to be split.
 SCORE_ROWS = 256
+SCORE_VALUES = 2**22
 
 
 @dataclass(frozen=True)
@@ -177,11 +179,12 @@ def _scores(features: FloatArray, target: TargetGradients, index: int) -> NDArra
     A matrix product rounds by its shape and its threads: all products here have the same number of rows.
     """
     n, width = features.shape
-    padded = np.zeros((-(-n // SCORE_ROWS) * SCORE_ROWS, width), dtype=features.dtype)
+    rows = max(1, min(SCORE_ROWS, SCORE_VALUES // max(1, width)))
+    padded = np.zeros((-(-n // rows) * rows, width), dtype=features.dtype)
     padded[:n] = features
-    with threadpool_limits(limits=1):
-        blocks = [
-            subtask_scores(padded[start : start + SCORE_ROWS], target.by_checkpoint[index], target.subtask)
-            for start in range(0, len(padded), SCORE_ROWS)
-        ]
-    return np.concatenate([np.zeros((0, len(target.subtasks))), *blocks])[:n]
+    scores = np.empty((len(padded), len(target.subtasks)))
+    with threadpool_limits(limits=1, user_api="blas"):
+        for start in range(0, len(padded), rows):
+            block = padded[start : start + rows]
+            scores[start : start + rows] = subtask_scores(block, target.by_checkpoint[index], target.subtask)
+    return scores[:n]

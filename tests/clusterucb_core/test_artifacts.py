@@ -1,0 +1,210 @@
+import json
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from clusterucb_core.artifacts import (
+    MANIFEST,
+    artifact_folder,
+    file_digest,
+    find_artifact,
+    fingerprint,
+    new_artifact,
+    read_manifest,
+)
+from clusterucb_core.errors import MissingArtifact, StaleArtifact
+from clusterucb_core.frozen import Frozen
+from clusterucb_core.records import ArtifactRef
+
+
+class Point(Frozen):
+    x: int = 1
+
+
+def test_a_fingerprint_is_32_digits_that_depend_on_every_value():
+    assert len(fingerprint("a", 1)) == 32
+    assert fingerprint("a", 1) == fingerprint("a", 1)
+    assert len({fingerprint(*parts) for parts in [("a", 1), ("a", 2), ("a", "1"), (["a"], 1), ("a1",)]}) == 5
+
+
+def test_the_order_of_keys_does_not_matter_but_that_of_lists_does():
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint([1, 2]) != fingerprint([2, 1])
+
+
+def test_models_and_paths_have_a_stable_form():
+    assert fingerprint(Point(x=3)) == fingerprint({"x": 3})
+    assert fingerprint(Path("/a/b")) == fingerprint("/a/b")
+
+
+def test_a_value_without_a_stable_form_is_refused():
+    with pytest.raises(TypeError, match="set has no stable JSON form; convert it"):
+        fingerprint({1, 2})
+
+
+def test_a_file_is_named_by_its_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"x" * 3_000_000)
+    (tmp_path / "b").write_bytes(b"x" * 3_000_000)
+    assert file_digest(tmp_path / "a") == file_digest(tmp_path / "b")
+    (tmp_path / "b").write_bytes(b"y")
+    assert file_digest(tmp_path / "b") == "a1fce4363854ff888cff4b8e7875d600c2682390412a8cf79b37d0b11148b0fa"
+
+
+def test_an_artifact_appears_with_its_manifest(tmp_path):
+    manifest = {"n": 0}
+    with new_artifact(tmp_path, "stage", "key", manifest) as folder:
+        (folder / "data").write_text("content")
+        manifest["n"] = 7
+        assert find_artifact(tmp_path, "stage", "key") is None
+    ref = find_artifact(tmp_path, "stage", "key")
+    assert ref == ArtifactRef(stage="stage", fingerprint="key", path=str(tmp_path / "stage" / "key"))
+    assert read_manifest(ref) == {"n": 7}
+    assert Path(ref.path, "data").read_text() == "content"
+
+
+def test_the_manifest_is_written_last(tmp_path, monkeypatch):
+    written = []
+    real = Path.replace
+
+    def replace(draft, target):
+        written.append(sorted(path.name for path in draft.iterdir()))
+        return real(draft, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with new_artifact(tmp_path, "stage", "key", {}) as folder:
+        (folder / "data").write_text("content")
+        assert not (folder / MANIFEST).exists()
+    assert written == [["data", MANIFEST]]
+
+
+def test_an_error_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError), new_artifact(tmp_path, "stage", "key", {}) as folder:
+        (folder / "data").write_text("half")
+        raise RuntimeError
+    assert list((tmp_path / "stage").iterdir()) == []
+
+
+def test_a_manifest_that_json_cannot_hold_leaves_nothing_behind(tmp_path):
+    with pytest.raises(TypeError), new_artifact(tmp_path, "stage", "key", {"bad": {1, 2}}):
+        pass
+    assert list((tmp_path / "stage").iterdir()) == []
+
+
+def test_a_killed_writer_leaves_a_draft_that_is_ignored(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from clusterucb_core.artifacts import new_artifact\n"
+        "with new_artifact(Path(sys.argv[1]), 'stage', 'key', {}) as folder:\n"
+        "    (folder / 'data').write_text('half'); (folder / 'manifest.json').write_text('{}')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name.startswith(".key.") for path in (tmp_path / "stage").iterdir()] == [True]
+    assert find_artifact(tmp_path, "stage", "key") is None
+    with new_artifact(tmp_path, "stage", "key", {}) as folder:
+        (folder / "data").write_text("whole")
+    assert (tmp_path / "stage" / "key" / "data").read_text() == "whole"
+
+
+def test_a_folder_without_a_manifest_is_replaced(tmp_path):
+    final = artifact_folder(tmp_path, "stage", "key")
+    final.mkdir(parents=True)
+    (final / "old").write_text("half")
+    with new_artifact(tmp_path, "stage", "key", {}) as folder:
+        (folder / "new").write_text("whole")
+    assert sorted(path.name for path in final.iterdir()) == [MANIFEST, "new"]
+
+
+def test_the_first_of_two_writers_stays(tmp_path):
+    with new_artifact(tmp_path, "stage", "key", {"by": "outer"}) as outer:
+        (outer / "data").write_text("outer")
+        with new_artifact(tmp_path, "stage", "key", {"by": "inner"}) as inner:
+            (inner / "data").write_text("inner")
+    assert (tmp_path / "stage" / "key" / "data").read_text() == "inner"
+    assert [path.name for path in (tmp_path / "stage").iterdir()] == ["key"]
+
+
+def test_an_artifact_that_appears_just_before_the_move_stays(tmp_path, monkeypatch):
+    real = Path.replace
+
+    def replace(draft, target):
+        monkeypatch.setattr(Path, "replace", real)
+        with new_artifact(tmp_path, "stage", "key", {"by": "faster"}) as folder:
+            (folder / "data").write_text("faster")
+        return real(draft, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with new_artifact(tmp_path, "stage", "key", {"by": "slower"}) as folder:
+        (folder / "data").write_text("slower")
+    assert (tmp_path / "stage" / "key" / "data").read_text() == "faster"
+    assert [path.name for path in (tmp_path / "stage").iterdir()] == ["key"]
+
+
+def test_a_move_that_fails_is_an_error(tmp_path, monkeypatch):
+    def replace(draft, target):
+        raise PermissionError(13, "not allowed")
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(PermissionError), new_artifact(tmp_path, "stage", "key", {}):
+        pass
+    assert find_artifact(tmp_path, "stage", "key") is None
+
+
+def write_from(root: Path, number: int, barrier: threading.Barrier) -> None:
+    with new_artifact(root, "stage", "key", {"by": number}) as folder:
+        for part in range(20):
+            (folder / f"part-{part}").write_text(str(number))
+        barrier.wait()
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_threads_that_finish_at_once_leave_one_whole_artifact(tmp_path, attempt):
+    barrier = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as threads:
+        done = [threads.submit(write_from, tmp_path, number, barrier) for number in range(8)]
+        assert [future.result() for future in done] == [None] * 8
+    check_whole(tmp_path)
+
+
+def test_processes_that_write_at_once_leave_one_whole_artifact(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from clusterucb_core.artifacts import new_artifact\n"
+        "sys.stdin.read()\n"
+        "with new_artifact(Path(sys.argv[1]), 'stage', 'key', {'by': int(sys.argv[2])}) as folder:\n"
+        "    for part in range(20): (folder / f'part-{part}').write_text(sys.argv[2])\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(n)], stdin=subprocess.PIPE)
+        for n in range(3)
+    ]
+    for writer in writers:
+        writer.stdin.close()
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    check_whole(tmp_path)
+
+
+def check_whole(root: Path) -> None:
+    assert [path.name for path in (root / "stage").iterdir()] == ["key"]
+    ref = find_artifact(root, "stage", "key")
+    by = {path.read_text() for path in Path(ref.path).glob("part-*")}
+    assert by == {str(read_manifest(ref)["by"])}
+    assert len(list(Path(ref.path).glob("part-*"))) == 20
+
+
+def test_a_missing_manifest_names_the_stage(tmp_path):
+    ref = ArtifactRef(stage="tokens", fingerprint="key", path=str(tmp_path / "tokens" / "key"))
+    with pytest.raises(MissingArtifact, match="run the pipeline again to rebuild the stage 'tokens'"):
+        read_manifest(ref)
+
+
+def test_a_manifest_that_is_no_object_is_stale(tmp_path):
+    folder = artifact_folder(tmp_path, "tokens", "key")
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(json.dumps([1]))
+    with pytest.raises(StaleArtifact, match="holds no JSON object"):
+        read_manifest(find_artifact(tmp_path, "tokens", "key"))

@@ -97,16 +97,17 @@ def read_manifest(ref: ArtifactRef) -> dict[str, Any]:
 
 
 def _publish(draft: Path, final: Path) -> None:
-    if (final / MANIFEST).is_file():
-        return  # another worker finished the same content first
-    if final.exists():
-        shutil.rmtree(final)
     try:
         draft.replace(final)
     except OSError:
-        if not (final / MANIFEST).is_file():
+        if (final / MANIFEST).is_file():
+            return  # another worker finished the same content first
+        if not final.exists():
             raise
-        # another worker finished the same content between the look and the move
+        # a folder without a manifest is a damaged artifact: it is moved out of the way whole
+        shutil.move(final, draft.with_name(f"{draft.name}.damaged"))
+        draft.replace(final)
+        shutil.rmtree(draft.with_name(f"{draft.name}.damaged"), ignore_errors=True)
 
 
 def _plain(value: object) -> Any:

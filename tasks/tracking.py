@@ -4,7 +4,6 @@ Where MLflow cannot be reached and the run may go on without it, what it should 
 `tracking-buffer/` in the state folder and sent with the next run that reaches it.
 """
 
-import json
 import logging
 import os
 import tempfile
@@ -25,6 +24,7 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "clusterucb"
 RUN_TAG = "clusterucb.run_id"
 MAX_METRICS = 900
+BUFFER = "tracking-buffer"
 
 
 class Tracking(Frozen):
@@ -57,7 +57,7 @@ def start_tracking(plan: RunPlan, flow_run_id: str | None, flow_run_url: str | N
         )
     except _unreachable() as error:
         return _without(plan, tags, error)
-    _link(run_id)
+    _link(run_id, plan.workspace.home)
     return Tracking(mlflow_run_id=run_id, tags=tags)
 
 
@@ -76,18 +76,16 @@ def finish_tracking(
         metrics=tuple(run_metrics(chosen, subjects)),
         files=run_files(plan.config, chosen),
     )
-    buffer = Path(plan.workspace.home) / "tracking-buffer"
+    home = plan.workspace.home
     if tracking.mlflow_run_id is None:
-        buffer.mkdir(parents=True, exist_ok=True)
-        (buffer / f"{plan.run_id}.json").write_text(record.model_dump_json(), encoding="utf-8")
+        _keep(record, plan.run_id, home)
         return
     try:
-        _send(tracking.mlflow_run_id, record)
-        _flush(buffer, plan.workspace.home)
+        _send(tracking.mlflow_run_id, record, home)
+        _flush(home)
     except _unreachable() as error:
         _without(plan, tracking.tags, error)
-        buffer.mkdir(parents=True, exist_ok=True)
-        (buffer / f"{plan.run_id}.json").write_text(record.model_dump_json(), encoding="utf-8")
+        _keep(record, plan.run_id, home)
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
@@ -105,18 +103,21 @@ def _without(plan: RunPlan, tags: dict[str, str], error: Exception) -> Tracking:
     return Tracking(mlflow_run_id=None, tags=tags)
 
 
-def _client() -> Any:
+def _uri(home: str) -> str:
+    """Return the user's own tracking URI, else the SQLite file of the state folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(home) / 'mlflow.db'}"
+
+
+def _client(home: str) -> Any:
     from mlflow import MlflowClient
 
-    # mlflow opens its SQLite file from every process at once; a URI in the environment is the user's own
-    return MlflowClient(os.environ.get("MLFLOW_TRACKING_URI"))
+    return MlflowClient(_uri(home))
 
 
 def _open_run(tags: dict[str, str], *, name: str, home: str) -> str:
-    client = _client()
+    client = _client(home)
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    local = (os.environ.get("MLFLOW_TRACKING_URI") or "").startswith("sqlite")
-    location = (Path(home) / "mlflow-artifacts").as_uri() if local else None
+    location = (Path(home) / "mlflow-artifacts").as_uri() if _uri(home).startswith("sqlite") else None
     experiment_id = (
         experiment.experiment_id
         if experiment
@@ -133,12 +134,12 @@ def _open_run(tags: dict[str, str], *, name: str, home: str) -> str:
     return run_id
 
 
-def _send(run_id: str, record: Record) -> None:
+def _send(run_id: str, record: Record, home: str) -> None:
     """Send a record; a run that already holds it is left as it is."""
     from mlflow.entities import Metric as MlflowMetric
     from mlflow.entities import Param, RunTag
 
-    client = _client()
+    client = _client(home)
     if client.get_run(run_id).info.status == "FINISHED":
         return
     tags = [RunTag(key, value) for key, value in record.tags.items()]
@@ -155,22 +156,26 @@ def _send(run_id: str, record: Record) -> None:
     client.set_terminated(run_id)
 
 
-def _flush(buffer: Path, home: str) -> None:
+def _keep(record: Record, run_id: str, home: str) -> None:
+    """Keep a record until a later run reaches MLflow; a killed run leaves no half of one."""
+    buffer = Path(home) / BUFFER
+    buffer.mkdir(parents=True, exist_ok=True)
+    draft = buffer / f"{run_id}.draft"
+    draft.write_text(record.model_dump_json(), encoding="utf-8")
+    draft.replace(buffer / f"{run_id}.json")
+
+
+def _flush(home: str) -> None:
     """Send what earlier runs could not."""
-    for path in sorted(buffer.glob("*.json")):
-        record = Record.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        _send(_open_run(record.tags, name=path.stem[:8], home=home), record)
+    for path in sorted((Path(home) / BUFFER).glob("*.json")):
+        record = Record.model_validate_json(path.read_text(encoding="utf-8"))
+        _send(_open_run(record.tags, name=path.stem[:8], home=home), record, home)
         path.unlink()
 
 
-def _link(run_id: str) -> None:
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or ""
-    if uri.startswith("http"):
-        experiment = _client().get_run(run_id).info.experiment_id
-        create_link_artifact(
-            key="mlflow-run",
-            link=f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}",
-            link_text="MLflow run",
-        )
-    else:
-        create_link_artifact(key="mlflow-run", link=uri, link_text=f"MLflow run {run_id}")
+def _link(run_id: str, home: str) -> None:
+    link = _uri(home)
+    if link.startswith("http"):
+        experiment = _client(home).get_run(run_id).info.experiment_id
+        link = f"{link.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    create_link_artifact(key="mlflow-run", link=link, link_text=f"MLflow run {run_id}")

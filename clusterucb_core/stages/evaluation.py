@@ -117,6 +117,7 @@ def _task_results(
     spec: EvaluationSpec, settings: EvaluateSettings, model: "PreTrainedModel", *, folder: Path
 ) -> list[EvalResult]:
     chat = open_chat(spec.model)
+    folder.mkdir()
     generated = write_task_files(
         read_target(spec.target), folder, render=lambda messages: prompt_text(chat, messages)
     )

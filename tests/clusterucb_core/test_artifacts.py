@@ -83,7 +83,7 @@ def test_the_manifest_is_written_last(tmp_path, monkeypatch):
 
 
 def test_an_error_leaves_nothing_behind(tmp_path):
-    with pytest.raises(RuntimeError), new_artifact(tmp_path, "stage", "key", {}) as folder:
+    with pytest.raises(RuntimeError), new_artifact(tmp_path, "stage", "key", {}) as folder:  # noqa: PT012
         (folder / "data").write_text("half")
         raise RuntimeError
     assert list((tmp_path / "stage").iterdir()) == []
@@ -97,7 +97,7 @@ def test_a_manifest_that_json_cannot_hold_leaves_nothing_behind(tmp_path):
 
 def test_a_killed_writer_leaves_a_draft_that_is_ignored(tmp_path):
     script = (
-        "import os, signal, sys; from pathlib import Path; from clusterucb_core.artifacts import new_artifact\n"
+        "import os, signal, sys; from pathlib import Path; from clusterucb_core.artifacts import new_artifact\n"  # noqa: E501
         "with new_artifact(Path(sys.argv[1]), 'stage', 'key', {}) as folder:\n"
         "    (folder / 'data').write_text('half'); (folder / 'manifest.json').write_text('{}')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -2,7 +2,9 @@ import inspect
 
 from clusterucb_core import errors
 
-LEAVES = [leaf for _, leaf in inspect.getmembers(errors, inspect.isclass) if leaf.__module__ == errors.__name__]
+LEAVES = [
+    leaf for _, leaf in inspect.getmembers(errors, inspect.isclass) if leaf.__module__ == errors.__name__
+]
 
 
 def test_every_error_stems_from_one_base():

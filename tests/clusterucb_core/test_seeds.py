@@ -17,7 +17,9 @@ def test_the_same_names_give_the_same_numbers():
     np.testing.assert_array_equal(first.integers(0, 1000, 20), second.integers(0, 1000, 20))
 
 
-@pytest.mark.parametrize("other", [(4, "policy", "a"), (3, "arms", "a"), (3, "policy", "b"), (3, "policya", "")])
+@pytest.mark.parametrize(
+    "other", [(4, "policy", "a"), (3, "arms", "a"), (3, "policy", "b"), (3, "policya", "")]
+)
 def test_another_seed_stage_or_key_gives_other_numbers(other):
     assert child_seed(*other) != child_seed(3, "policy", "a")
 

@@ -19,7 +19,7 @@ from clusterucb_core.selection import (
     [
         (0.2, 6000, 1200),
         (0.05, 6000, 300),
-        (0.1, 30, 3),  # 0.1 x 30 is 3.0000000000000004 or 3 as the machine sees it
+        (0.1, 30, 3),
         (0.29, 100, 29),  # 0.29 x 100 is 28.999999999999996 in floating point
         (0.57, 100, 57),
         (0.05, 19, 0),
@@ -63,7 +63,9 @@ def test_what_is_no_cluster_policy_says_so(policy):
 
 
 def test_an_unknown_policy_lists_the_known_and_the_near():
-    with pytest.raises(ValueError, match=r"unknown policy 'treshold_hard'; did you mean 'threshold_hard'\? known: "):
+    with pytest.raises(
+        ValueError, match=r"unknown policy 'treshold_hard'; did you mean 'threshold_hard'\? known: "
+    ):
         known_policy("treshold_hard")
     with pytest.raises(ValidationError, match="unknown policy 'x'; known: ucb_beta, ucb1"):
         SelectionSettings(policy="x")
@@ -77,16 +79,14 @@ def test_the_form_shows_a_list_of_policies():
 def test_linucb_is_refused_with_a_sentence():
     with pytest.raises(InvalidConfig) as caught:
         check_selection(SelectionSettings(policy="linucb"))
-    assert str(caught.value) == (
-        "selection.policy=linucb is not available in this version; choose ucb_beta"
-    )
+    assert str(caught.value) == ("selection.policy=linucb is not available in this version; choose ucb_beta")
 
 
 def test_an_audit_is_refused_with_a_sentence():
     with pytest.raises(InvalidConfig) as caught:
         check_selection(SelectionSettings(audit_fraction=0.04))
     assert str(caught.value) == (
-        "selection.audit_fraction=0.04 asks for a certificate, which this version does not compute; set it to 0"
+        "selection.audit_fraction=0.04 asks for a certificate, which this version does not compute; set it to 0"  # noqa: E501
     )
 
 

@@ -19,7 +19,7 @@ class Spec(StageSpec):
     version: int = 1
     source: ArtifactRef
     parts: tuple[Part, ...] = ()
-    named: dict[str, Part] = {}
+    named: dict[str, Part] = {}  # noqa: RUF012
     sizes: tuple[int, ...] = ()
     run_id: str = location(default="")  # pyright: ignore[reportAssignmentType]
 

@@ -1,0 +1,145 @@
+"""A run's id: what changes it, what does not, and what is refused before a stage runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from clusterucb_core.config import load_config
+from clusterucb_core.demo import DemoFiles, write_demo
+from clusterucb_core.demo.tiny_model import TinyModelRecipe
+from clusterucb_core.errors import BudgetError, InvalidConfig, InvalidModel, InvalidPool, InvalidTarget
+from clusterucb_core.planning import RunPlan, plan_run
+from clusterucb_core.workspace import stage_key
+
+RECIPE = TinyModelRecipe(
+    vocabulary=300, tokenizer_texts=60, hidden=16, layers=1, heads=2, steps=2, batch_samples=4
+)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> DemoFiles:
+    return write_demo(tmp_path_factory.mktemp("demo"), recipe=RECIPE)
+
+
+def plan_of(config: Path, *overrides: str, home: Path = Path("/home")) -> RunPlan:
+    return plan_run(*load_config(config, overrides), home=home)
+
+
+@pytest.fixture(scope="module")
+def plan(demo) -> RunPlan:
+    return plan_of(demo.config)
+
+
+def test_the_same_inputs_give_the_same_run(demo, plan):
+    again = plan_of(demo.config, home=Path("/elsewhere"))
+    assert (again.run_id, again.selection_key) == (plan.run_id, plan.selection_key)
+    assert again.workspace.catalog == Path("/elsewhere/catalog.duckdb")
+
+
+def test_the_same_content_at_another_path_is_the_same_run(demo, plan, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(demo.config.parent, moved)
+    (moved / "model").rename(moved / "base")
+    (moved / "target.jsonl").rename(moved / "goal.jsonl")
+    shutil.move(moved / "pool", tmp_path / "files")
+    text = (moved / "demo.yaml").read_text().replace("path: pool/", "path: ../files/")
+    (moved / "demo.yaml").write_text(
+        text.replace("base: model", "base: base").replace("target.jsonl", "goal.jsonl")
+    )
+    found = plan_of(moved / "demo.yaml")
+    assert found.config.only_target.validation == str(moved / "goal.jsonl")
+    assert (found.run_id, found.selection_key) == (plan.run_id, plan.selection_key)
+    assert found.config_digest != plan.config_digest
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "execution.workers=3", "execution.shard_samples=7", "execution.max_batch_tokens=256", "execution.device=cpu",  # noqa: E501
+        "execution.storage_root=/shared", "execution.runner=processes", "execution.when_tracking_is_down=fail",  # noqa: E501
+        "compare.seeds=9", "model.dtype=float32",
+    ],
+)  # fmt: skip
+def test_how_a_run_is_executed_changes_nothing(demo, plan, override):
+    found = plan_of(demo.config, override)
+    assert (found.run_id, found.selection_key) == (plan.run_id, plan.selection_key)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["evaluate.limit=3", "evaluate.baselines=[]", "evaluate.tasks=[target]", "evaluate.random_seeds=1"],
+)
+def test_what_is_evaluated_changes_the_run_but_not_its_selection(demo, plan, override):
+    found = plan_of(demo.config, override)
+    assert found.run_id != plan.run_id
+    assert found.selection_key == plan.selection_key
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1", "mode=dynamic", "warmup.epochs=2", "features.projection_dim=64", "clusters.k=5",
+        "selection.beta=2", "finetune.epochs=1", "pool.max_samples=100", "pool.dedupe=content", "pool.min_chars=9",  # noqa: E501
+        "model.lora.r=4", "model.max_length=128", "model.dtype=bfloat16",
+        "model.chat_template='{% for m in messages %}{{ m.content }}{% endfor %}'",
+    ],
+)  # fmt: skip
+def test_what_is_computed_changes_the_run_and_its_selection(demo, plan, override):
+    found = plan_of(demo.config, override)
+    assert found.run_id != plan.run_id
+    assert found.selection_key != plan.selection_key
+
+
+@pytest.fixture
+def copy(demo, tmp_path) -> Path:
+    return Path(shutil.copytree(demo.config.parent, tmp_path / "copy"))
+
+
+def test_a_changed_pool_file_is_another_run(plan, copy):
+    path = copy / "pool" / "unit_conversion.jsonl"
+    path.write_text(path.read_text(errors="surrogateescape")[:-1], errors="surrogateescape")
+    found = plan_of(copy / "demo.yaml")
+    assert stage_key(found.ingest) != stage_key(plan.ingest)
+    assert found.run_id != plan.run_id
+
+
+def test_a_changed_target_row_is_another_run(plan, copy):
+    rows = (copy / "target.jsonl").read_text().splitlines()
+    changed = json.loads(rows[0]) | {"completion": "another answer"}
+    (copy / "target.jsonl").write_text("\n".join([json.dumps(changed), *rows[1:]]))
+    found = plan_of(copy / "demo.yaml")
+    assert stage_key(found.target) != stage_key(plan.target)
+    assert found.run_id != plan.run_id
+
+
+def test_a_template_counts_by_its_text_wherever_it_stands(copy):
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    first = copy / "first.jinja"
+    first.write_text(template)
+    (copy / "second.jinja").write_text(template)
+    in_file = plan_of(copy / "demo.yaml", "model.chat_template=first.jinja")
+    elsewhere = plan_of(copy / "demo.yaml", "model.chat_template=second.jinja")
+    inline = plan_of(copy / "demo.yaml", f"model.chat_template={json.dumps(template)}")
+    assert in_file.model.digest == elsewhere.model.digest == inline.model.digest
+    first.write_text(template.replace("<", "["))
+    assert plan_of(copy / "demo.yaml", "model.chat_template=first.jinja").run_id != in_file.run_id
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("selection.policy=linucb", InvalidConfig, "policy=linucb is not available in this version"),
+        ("selection.audit_fraction=0.04", InvalidConfig, "asks for a certificate"),
+        ("clusters.features=hidden_state", InvalidConfig, "clusters.features=hidden_state is not available"),
+        ("selection.top_fraction=0.5", BudgetError, "only drawn samples can be selected"),
+        ("pool.sources=[{path: nothing.jsonl}]", InvalidPool, "matches no file"),
+        ("target.validation=nothing.jsonl", InvalidTarget, "nothing.jsonl"),
+        ("model.base=pool", InvalidModel, "pool"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_computed(demo, tmp_path, override, error, message):
+    with pytest.raises(error, match=message):
+        plan_of(demo.config, override, home=tmp_path / "home")
+    assert not (tmp_path / "home").exists()

@@ -1,0 +1,97 @@
+"""The whole run in plain Python: no orchestrator, no tracker."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from clusterucb_core.demo import write_demo
+from clusterucb_core.demo.tiny_model import TinyModelRecipe
+from clusterucb_core.stages.accounting import selection_cost
+from clusterucb_core.stages.draws import read_pulls, read_selected
+from clusterucb_core.stages.features import read_features
+from clusterucb_core.stages.intake import candidate_exclusions, candidate_ids
+from clusterucb_core.store import open_catalog, pool_sample_ids
+
+RECIPE = TinyModelRecipe(vocabulary=300, hidden=16, layers=1, heads=2, steps=2, batch_samples=4)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    path = Path(__file__).with_name("plain_run.py")
+    spec = importlib.util.spec_from_file_location("plain_run", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return write_demo(tmp_path_factory.mktemp("demo"), recipe=RECIPE).config
+
+
+SMALL = ("pool.max_samples=300", "warmup.epochs=2", "finetune.epochs=1")
+
+
+@pytest.fixture(scope="module")
+def finished(plain, config, tmp_path_factory):
+    return plain.run_plain(config, tmp_path_factory.mktemp("home"), *SMALL)
+
+
+def test_the_budget_is_exact_and_the_best_drawn_are_selected(finished):
+    draws = finished.chosen.periods[0].draws
+    pulls, selected = read_pulls(draws), read_selected(draws)
+    assert len(pulls) == 75
+    assert pulls["sample_id"].n_unique() == 75
+    assert set(pulls["kind"]) == {"cold_start", "draw"}
+    best = pulls["reward"].sort(descending=True).head(15).to_list()
+    assert selected["influence"].to_list() == best
+    assert selected["rank"].to_list() == list(range(1, 16))
+
+
+def test_the_clustering_pass_and_the_draws_are_what_is_paid_for(finished):
+    period = finished.chosen.periods[0]
+    cost = selection_cost(period.spec, period.draws, finished.plan.workspace, finished.plan.run_id)
+    candidates = len(candidate_ids(finished.inputs.candidates))
+    assert cost.computed == candidates + 75
+    assert cost.reused == 0
+    assert cost.full_evaluations == 2 * candidates
+    assert finished.result.work.gradient_evaluations == candidates + 75
+
+
+def test_a_repeat_computes_nothing_and_returns_the_same_version(plain, config, finished):
+    again = plain.run_plain(config, Path(finished.plan.workspace.home), *SMALL)
+    assert again.result.versions == finished.result.versions
+    assert again.result.work.gradient_evaluations == 0
+    assert again.result.work.trainings == 0
+
+
+def test_the_shard_count_changes_no_byte_of_a_selection(plain, config, finished, tmp_path):
+    other = plain.run_plain(config, tmp_path, *SMALL, "execution.shard_samples=7")
+    one, two = (read_pulls(run.chosen.periods[0].draws) for run in (finished, other))
+    assert one.equals(two)
+    space = finished.chosen.periods[0].spec.spaces[0]
+    ids = candidate_ids(finished.inputs.candidates)
+    found = [read_features(space, ids, run.plan.workspace).tobytes() for run in (finished, other)]
+    assert found[0] == found[1]
+
+
+def test_dynamic_mode_selects_again_before_each_epoch(plain, config, tmp_path):
+    run = plain.run_plain(
+        config, tmp_path, "pool.max_samples=300", "mode=dynamic", "warmup.steps=3", "finetune.epochs=2"
+    )
+    first, second = (period.draws for period in run.chosen.periods)
+    assert len(run.result.versions) == 2
+    assert len(read_pulls(first)) == 0
+    assert len(read_pulls(second)) == 75
+    assert len(read_selected(first)) == len(read_selected(second)) == 15
+
+
+def test_a_leak_stays_in_the_pool_but_is_never_drawn(plain, config, tmp_path):
+    run = plain.run_plain(config, tmp_path, "selection.policy=random", "finetune.epochs=1")
+    leaks = [item for item in candidate_exclusions(run.inputs.candidates) if item.stage == "leak"]
+    assert [item.reason for item in leaks] == ["same_prompt", "same_prompt"]
+    drawable = set(candidate_ids(run.inputs.candidates))
+    assert not drawable & {item.sample_id for item in leaks}
+    with open_catalog(run.plan.workspace.catalog, read_only=True) as con:
+        assert {item.sample_id for item in leaks} <= set(pool_sample_ids(con, 1))

@@ -78,10 +78,10 @@ def test_a_reference_counts_by_stage_and_fingerprint():
 
 
 def test_artifacts_lie_below_the_home_unless_a_storage_root_is_set():
-    assert Workspace(home="/home").artifacts == Path("/home/artifacts")
-    assert Workspace(home="/home").catalog == Path("/home/catalog.duckdb")
+    assert Workspace(home="/home").artifacts == Path("/state/artifacts")
+    assert Workspace(home="/home").catalog == Path("/state/catalog.duckdb")
     shared = Workspace(home="/home", storage_root="/shared")
-    assert (shared.artifacts, shared.catalog) == (Path("/shared"), Path("/home/catalog.duckdb"))
+    assert (shared.artifacts, shared.catalog) == (Path("/shared"), Path("/state/catalog.duckdb"))
 
 
 def test_a_finished_stage_is_found_by_its_spec(tmp_path):

@@ -1,0 +1,72 @@
+"""The flow on a Prefect server, with MLflow in a file: versions, tracking, links both ways, repeats."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from clusterucb_core.demo import write_demo
+from clusterucb_core.demo.tiny_model import TinyModelRecipe
+
+RECIPE = TinyModelRecipe(vocabulary=300, hidden=16, layers=1, heads=2, steps=2, batch_samples=4)
+SMALL = ("pool.max_samples=300", "warmup.epochs=2", "finetune.epochs=1", "evaluate.random_seeds=1")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return write_demo(tmp_path_factory.mktemp("demo"), recipe=RECIPE).config
+
+
+def run(config, home):
+    overrides = [part for override in SMALL for part in ("--set", override)]
+    line = [sys.executable, "-m", "flows", "run", str(config), *overrides, "--json"]
+    environment = os.environ | {"CLUSTERUCB_HOME": str(home)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def result(config, home):
+    return run(config, home)
+
+
+def test_a_run_publishes_a_version_and_says_what_it_computed(result):
+    assert result["versions"] == [1]
+    assert result["work"]["trainings"] == 4
+    assert [item["subject"] for item in result["subjects"]] == ["selection", "random:0", "full", "zero_shot"]
+
+
+def test_mlflow_holds_the_run_and_names_the_flow_run(result, home):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    found = client.get_run(result["mlflow_run_id"])
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["clusterucb.run_id"] == result["run_id"]
+    assert found.data.tags["prefect.flow_run_id"]
+    assert found.data.params["selection.policy"] == "ucb_beta"
+    assert len(client.get_metric_history(result["mlflow_run_id"], "period_1/reward_mean")) > 10
+    names = {item.path for item in client.list_artifacts(result["mlflow_run_id"])}
+    assert {"config.yaml", "selection-period-1.csv"} <= names
+
+
+def test_a_repeat_computes_nothing_with_or_without_the_records_of_prefect(result, config, home):
+    again = run(config, home)
+    assert again["versions"] == result["versions"]
+    assert again["work"] == {"gradient_evaluations": 0, "trainings": 0}
+    shutil.rmtree(home / "prefect" / "results")
+    shutil.rmtree(home / "artifacts" / "runs")
+    again = run(config, home)
+    assert again["versions"] == result["versions"]
+    assert again["work"] == {"gradient_evaluations": 0, "trainings": 0}

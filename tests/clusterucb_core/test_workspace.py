@@ -78,9 +78,9 @@ def test_a_reference_counts_by_stage_and_fingerprint():
 
 
 def test_artifacts_lie_below_the_home_unless_a_storage_root_is_set():
-    assert Workspace(home="/home").artifacts == Path("/state/artifacts")
-    assert Workspace(home="/home").catalog == Path("/state/catalog.duckdb")
-    shared = Workspace(home="/home", storage_root="/shared")
+    assert Workspace(home="/state").artifacts == Path("/state/artifacts")
+    assert Workspace(home="/state").catalog == Path("/state/catalog.duckdb")
+    shared = Workspace(home="/state", storage_root="/shared")
     assert (shared.artifacts, shared.catalog) == (Path("/shared"), Path("/state/catalog.duckdb"))
 
 

@@ -1,6 +1,9 @@
 """Where a run keeps its files, and the keys under which its stages are found again."""
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -10,6 +13,7 @@ from clusterucb_core.frozen import Frozen
 from clusterucb_core.records import ArtifactRef
 
 NOT_IN_KEY = {"in_key": False}
+Rest = ParamSpec("Rest")
 
 
 class Workspace(Frozen):
@@ -42,6 +46,9 @@ class StageSpec(Frozen):
     key: str | None = None
 
 
+Spec = TypeVar("Spec", bound=StageSpec)
+
+
 def location(**keywords: object) -> object:
     """Declare a field that is in no key, such as a path whose content is keyed by a digest beside it."""
     return Field(json_schema_extra={"in_key": False}, **keywords)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -55,6 +62,20 @@ def stage_key(spec: StageSpec) -> str:
 def finished(spec: StageSpec, workspace: Workspace) -> ArtifactRef | None:
     """Return the artifact of a stage, or None where it has not been written."""
     return find_artifact(workspace.artifacts, spec.stage, stage_key(spec))
+
+
+def resumable(
+    stage: Callable[Concatenate[Spec, Workspace, Rest], ArtifactRef],
+) -> Callable[Concatenate[Spec, Workspace, Rest], ArtifactRef]:
+    """Make a stage function return its artifact at once where an earlier run has finished it."""
+
+    @wraps(stage)
+    def unless_finished(
+        spec: Spec, workspace: Workspace, *rest: Rest.args, **named: Rest.kwargs
+    ) -> ArtifactRef:
+        return finished(spec, workspace) or stage(spec, workspace, *rest, **named)
+
+    return unless_finished
 
 
 def written(spec: StageSpec, workspace: Workspace) -> ArtifactRef:

@@ -5,11 +5,11 @@ from prefect import task
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages import clusters
 from clusterucb_core.stages.clusters import ClusterSpec
-from clusterucb_core.workspace import Workspace, finished
+from clusterucb_core.workspace import Workspace
 from tasks.caching import artifact_key
 
 
 @task(name="cluster pool", cache_key_fn=artifact_key, persist_result=True, result_serializer="json")
 def cluster_pool(spec: ClusterSpec, workspace: Workspace) -> ArtifactRef:
     """Cluster the candidates by the direction of their features."""
-    return finished(spec, workspace) or clusters.run_clustering(spec, workspace)
+    return clusters.run_clustering(spec, workspace)

@@ -17,7 +17,7 @@ from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.publication import Evaluated
 from clusterucb_core.stages.summary import SubjectSummary, Trajectory, Work
 from clusterucb_core.store import EvaluationRow
-from clusterucb_core.workspace import Workspace, finished
+from clusterucb_core.workspace import Workspace
 from tasks.caching import artifact_key
 
 
@@ -26,7 +26,7 @@ def evaluate(
     spec: EvaluationSpec, workspace: Workspace, execution: ExecutionSettings, settings: EvaluateSettings
 ) -> ArtifactRef:
     """Measure the test loss and the tasks."""
-    return finished(spec, workspace) or evaluation.run_evaluation(spec, workspace, execution, settings)
+    return evaluation.run_evaluation(spec, workspace, execution, settings)
 
 
 @task(name="summarise subject")

@@ -6,14 +6,14 @@ from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages import intake, publication
 from clusterucb_core.stages.intake import CandidatesSpec, IngestSpec, TargetSpec, TokensSpec
 from clusterucb_core.store import PoolVersion
-from clusterucb_core.workspace import Workspace, finished
+from clusterucb_core.workspace import Workspace
 from tasks.caching import artifact_key
 
 
 @task(name="ingest pool", cache_key_fn=artifact_key, persist_result=True, result_serializer="json")
 def ingest_pool(spec: IngestSpec, workspace: Workspace) -> ArtifactRef:
     """Read, validate and de-duplicate the sources."""
-    return finished(spec, workspace) or intake.run_ingest(spec, workspace)
+    return intake.run_ingest(spec, workspace)
 
 
 @task(name="record pool version")
@@ -25,7 +25,7 @@ def record_pool(pool: ArtifactRef, workspace: Workspace) -> PoolVersion:
 @task(name="read target", cache_key_fn=artifact_key, persist_result=True, result_serializer="json")
 def read_target(spec: TargetSpec, workspace: Workspace) -> ArtifactRef:
     """Keep the target's rows."""
-    return finished(spec, workspace) or intake.run_target(spec, workspace)
+    return intake.run_target(spec, workspace)
 
 
 @task(
@@ -37,10 +37,10 @@ def read_target(spec: TargetSpec, workspace: Workspace) -> ArtifactRef:
 )
 def tokenize(spec: TokensSpec, workspace: Workspace) -> ArtifactRef:
     """Render and tokenize samples."""
-    return finished(spec, workspace) or intake.run_tokens(spec, workspace)
+    return intake.run_tokens(spec, workspace)
 
 
 @task(name="choose candidates", cache_key_fn=artifact_key, persist_result=True, result_serializer="json")
 def choose_candidates(spec: CandidatesSpec, workspace: Workspace) -> ArtifactRef:
     """Leave out leaks and samples without anything to learn."""
-    return finished(spec, workspace) or intake.run_candidates(spec, workspace)
+    return intake.run_candidates(spec, workspace)

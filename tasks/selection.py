@@ -9,7 +9,7 @@ from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages import draws, publication
 from clusterucb_core.stages.draws import DrawSpec
 from clusterucb_core.stages.publication import PeriodDraws, RunFacts
-from clusterucb_core.workspace import Workspace, finished
+from clusterucb_core.workspace import Workspace
 from tasks.caching import artifact_key
 
 
@@ -22,7 +22,7 @@ from tasks.caching import artifact_key
 )
 def draw_selection(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
     """Draw under the budget and select the best of what was drawn."""
-    return finished(spec, workspace) or draws.run_draws(spec, workspace, execution)
+    return draws.run_draws(spec, workspace, execution)
 
 
 @task(name="publish selection")

@@ -6,11 +6,11 @@ from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages import training
 from clusterucb_core.stages.training import TrainingSpec
-from clusterucb_core.workspace import Workspace, finished
+from clusterucb_core.workspace import Workspace
 from tasks.caching import artifact_key
 
 
 @task(cache_key_fn=artifact_key, persist_result=True, result_serializer="json")
 def warmup(spec: TrainingSpec, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
     """Train on a random share of the candidates."""
-    return finished(spec, workspace) or training.run_training(spec, workspace, execution)
+    return training.run_training(spec, workspace, execution)

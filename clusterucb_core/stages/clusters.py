@@ -15,7 +15,7 @@ from clusterucb_core.seeds import child_rng
 from clusterucb_core.stages.features import FeatureSettings, read_features, usable_samples
 from clusterucb_core.stages.intake import candidate_ids
 from clusterucb_core.stages.models import FeatureSpace
-from clusterucb_core.workspace import StageSpec, Workspace, stage_key, written
+from clusterucb_core.workspace import StageSpec, Workspace, resumable, stage_key, written
 
 
 class ClusterSpec(StageSpec):
@@ -42,6 +42,7 @@ def check_clusters(settings: ClusterSettings) -> None:
         )
 
 
+@resumable
 def run_clustering(spec: ClusterSpec, workspace: Workspace) -> ArtifactRef:
     """Cluster every candidate that has a feature."""
     ids, _ = usable_samples(

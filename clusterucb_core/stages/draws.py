@@ -32,7 +32,7 @@ from clusterucb_core.stages.scores import (
     read_target_gradients,
     total_scores,
 )
-from clusterucb_core.workspace import StageSpec, Workspace, location, stage_key, written
+from clusterucb_core.workspace import StageSpec, Workspace, location, resumable, stage_key, written
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class Drawn:
     budget_samples: int
 
 
+@resumable
 def run_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
     """Draw and select; a bandit computes the gradients of what it draws and of nothing else.
 

@@ -27,7 +27,7 @@ from clusterucb_core.records import ArtifactRef, EvalResult, FloatArray, Target
 from clusterucb_core.stages.features import checkpoint_folder
 from clusterucb_core.stages.intake import read_target
 from clusterucb_core.stages.models import CheckpointRef, ModelRef, open_chat
-from clusterucb_core.workspace import StageSpec, Workspace, stage_key, written
+from clusterucb_core.workspace import StageSpec, Workspace, resumable, stage_key, written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,6 +68,7 @@ def evaluation_spec(
     )
 
 
+@resumable
 def run_evaluation(
     spec: EvaluationSpec, workspace: Workspace, execution: ExecutionSettings, settings: EvaluateSettings
 ) -> ArtifactRef:

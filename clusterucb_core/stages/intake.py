@@ -32,7 +32,7 @@ from clusterucb_core.targets.catalog import (
     validation_samples,
 )
 from clusterucb_core.targets.leaks import find_leaks
-from clusterucb_core.workspace import StageSpec, Workspace, location, stage_key, written
+from clusterucb_core.workspace import StageSpec, Workspace, location, resumable, stage_key, written
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ def ingest_spec(settings: PoolSettings, base_folder: Path) -> IngestSpec:
     return IngestSpec(settings=settings, base_folder=str(base_folder), key=key)
 
 
+@resumable
 def run_ingest(spec: IngestSpec, workspace: Workspace) -> ArtifactRef:
     """Read, validate and de-duplicate the pool's sources."""
     ref = ingest(spec.settings, base_folder=Path(spec.base_folder), artifact_root=workspace.artifacts)
@@ -100,6 +101,7 @@ def target_spec(settings: TargetSettings, base_folder: Path) -> TargetSpec:
     return TargetSpec(settings=settings, base_folder=str(base_folder), digest=digest)
 
 
+@resumable
 def run_target(spec: TargetSpec, workspace: Workspace) -> ArtifactRef:
     """Keep the rows of a target as an artifact, so that later stages all see the same ones."""
     target = load_target(spec.settings, Path(spec.base_folder))
@@ -120,6 +122,7 @@ def validation_ids(ref: ArtifactRef) -> list[str]:
     return [row.row_id for row in read_target(ref).validation]
 
 
+@resumable
 def run_tokens(spec: TokensSpec, workspace: Workspace) -> ArtifactRef:
     """Tokenize the samples of a pool or of one split of a target."""
     return write_tokens(
@@ -131,6 +134,7 @@ def run_tokens(spec: TokensSpec, workspace: Workspace) -> ArtifactRef:
     )
 
 
+@resumable
 def run_candidates(spec: CandidatesSpec, workspace: Workspace) -> ArtifactRef:
     """Take the samples out that leak the target's test rows or have nothing to learn from."""
     table = open_tokens(spec.tokens)

@@ -21,7 +21,7 @@ from clusterucb_core.seeds import child_rng, child_seed
 from clusterucb_core.stages.intake import candidate_ids, pool_size
 from clusterucb_core.stages.models import CheckpointRef, ModelRef
 from clusterucb_core.training import TrainingPlan, steps_per_epoch, train
-from clusterucb_core.workspace import StageSpec, Workspace, location, stage_key, written
+from clusterucb_core.workspace import StageSpec, Workspace, location, resumable, stage_key, written
 
 
 class WarmupSettings(Frozen):
@@ -159,6 +159,7 @@ def period_spec(
     )
 
 
+@resumable
 def run_training(spec: TrainingSpec, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
     """Train, and keep each checkpoint with adapter, Adam moments and mean learning rate."""
     ids = _training_ids(spec)

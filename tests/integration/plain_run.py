@@ -50,7 +50,6 @@ from clusterucb_core.stages.training import (
 )
 from clusterucb_core.store import PoolVersion
 from clusterucb_core.training import steps_per_epoch
-from clusterucb_core.workspace import StageSpec, finished
 
 
 @dataclass(frozen=True)
@@ -108,14 +107,14 @@ def run_plain(config: Path, home: Path, *overrides: str, baselines: tuple[str, .
 def prepare(plan: RunPlan) -> Inputs:
     """From files to the samples that may be drawn."""
     model, seed = plan.model, plan.config.seed
-    pool = once(plan, plan.ingest, run_ingest)
-    target = once(plan, plan.target, run_target)
+    pool = run_ingest(plan.ingest, plan.workspace)
+    target = run_target(plan.target, plan.workspace)
     limit = plan.config.pool.max_samples
     pool_tokens = TokensSpec(source=pool, split="pool", model=model, max_samples=limit, seed=seed)
-    tokens = once(plan, pool_tokens, run_tokens)
-    validation = once(plan, TokensSpec(source=target, split="validation", model=model), run_tokens)
-    test = once(plan, TokensSpec(source=target, split="test", model=model), run_tokens)
-    candidates = once(plan, CandidatesSpec(pool=pool, tokens=tokens, target=target), run_candidates)
+    tokens = run_tokens(pool_tokens, plan.workspace)
+    validation = run_tokens(TokensSpec(source=target, split="validation", model=model), plan.workspace)
+    test = run_tokens(TokensSpec(source=target, split="test", model=model), plan.workspace)
+    candidates = run_candidates(CandidatesSpec(pool=pool, tokens=tokens, target=target), plan.workspace)
     return Inputs(pool, target, tokens, validation, test, candidates)
 
 
@@ -146,9 +145,9 @@ def select_once(
         found = cluster(plan, inputs, spaces[0])
         update = {"spaces": spaces, "weights": checkpoint_weights(checkpoints)}
         spec = spec.model_copy(update=update | {"clustering": found, "first_space": spaces[0]})
-    draws = once(plan, spec, run_draws, plan.execution)
+    draws = run_draws(spec, plan.workspace, plan.execution)
     training = finetune_spec(config.finetune, plan.model, tokens=inputs.tokens, draws=draws, seed=config.seed)
-    trainings.append(once(plan, training, run_training, plan.execution))
+    trainings.append(run_training(training, plan.workspace, plan.execution))
     return trajectory(subject, [PeriodDraws(spec=spec, draws=draws)], trainings)
 
 
@@ -177,10 +176,10 @@ def select_every_epoch(
             clustering = clustering or cluster(plan, inputs, first)
             update = {"spaces": (space,), "weights": (1.0,)}
             spec = spec.model_copy(update=update | {"clustering": clustering, "first_space": first})
-        draws = once(plan, spec, run_draws, plan.execution)
+        draws = run_draws(spec, plan.workspace, plan.execution)
         periods.append(PeriodDraws(spec=spec, draws=draws))
         training = period_spec(config.finetune, warmup=warm, start=checkpoint, draws=draws, period=period)
-        trainings.append(once(plan, training, run_training, plan.execution))
+        trainings.append(run_training(training, plan.workspace, plan.execution))
         checkpoint = checkpoint_refs(trainings[-1])[-1]
     return trajectory(subject, periods, trainings)
 
@@ -211,16 +210,11 @@ def evaluate_one(plan: RunPlan, inputs: Inputs, subject: Trajectory) -> Artifact
         test_tokens=inputs.test_tokens,
         seed=plan.config.seed,
     )
-    return once(plan, spec, run_evaluation, plan.execution, plan.config.evaluate)
-
-
-def once(plan: RunPlan, spec: StageSpec, stage, *arguments) -> ArtifactRef:
-    """Return a stage's artifact, written now unless it is there."""
-    return finished(spec, plan.workspace) or stage(spec, plan.workspace, *arguments)
+    return run_evaluation(spec, plan.workspace, plan.execution, plan.config.evaluate)
 
 
 def warmup(plan: RunPlan, inputs: Inputs, *, later_steps: int | None) -> ArtifactRef:
-    return once(plan, warmup_of(plan, inputs, later_steps), run_training, plan.execution)
+    return run_training(warmup_of(plan, inputs, later_steps), plan.workspace, plan.execution)
 
 
 def warmup_of(plan: RunPlan, inputs: Inputs, later_steps: int | None):
@@ -260,7 +254,7 @@ def cluster(plan: RunPlan, inputs: Inputs, space: FeatureSpace) -> ArtifactRef:
         features=config.features,
         seed=config.seed,
     )
-    return once(plan, spec, run_clustering)
+    return run_clustering(spec, plan.workspace)
 
 
 def draw_spec(plan: RunPlan, inputs: Inputs, settings: SelectionSettings, *, period: int, seed: int):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -35,7 +35,7 @@ class CompareSettings(Frozen):
     policies: tuple[PolicyName, ...] = Field(
         default=(), title="Policies", description="Policies to compare; empty: all of them."
     )
-    budget_fractions: tuple[float, ...] = Field(
+    budget_fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(0.05, 0.1, 0.2), title="Budgets", description="Budgets as shares of the pool."
     )
     seeds: int = Field(

@@ -1,16 +1,18 @@
 """The errors that ClusterUCB raises on purpose, in one tree.
 
 ClusterUcbError
-├── InvalidConfig      a configuration value that cannot work
-├── InvalidPool        a pool source that cannot be read at all
-├── InvalidTarget      a target file or row that cannot be used
-├── InvalidModel       a model, adapter or tokenizer that cannot be used
-├── BudgetError        a gradient budget that cannot be spent as asked
-├── TooManyExcluded    more samples excluded than the configuration allows
-├── MissingArtifact    a file or folder that an earlier stage should have left
-├── StaleArtifact      an artifact whose content does not fit its manifest
-├── UnknownVersion     a selection version that the catalog does not hold
-└── CatalogBusy        the catalog stayed locked by another process
+├── InvalidConfig       a configuration value that cannot work
+├── InvalidPool         a pool source that cannot be read at all
+├── InvalidTarget       a target file or row that cannot be used
+├── InvalidModel        a model, adapter or tokenizer that cannot be used
+├── TrainingDiverged    a training whose loss or weights stopped being finite
+├── BudgetError         a gradient budget that cannot be spent as asked
+├── TooManyExcluded     more samples excluded than the configuration allows
+├── MissingArtifact     a file or folder that an earlier stage should have left
+├── StaleArtifact       an artifact whose content does not fit its manifest
+├── UnknownVersion      a selection version that the catalog does not hold
+├── CatalogBusy         the catalog stayed locked by another process
+└── TrackingUnavailable MLflow could not take a run that is to fail without it
 
 Every message says what is wrong, the value seen, and what to do.
 """
@@ -36,6 +38,10 @@ class InvalidModel(ClusterUcbError):
     """A model, adapter or tokenizer cannot be used."""
 
 
+class TrainingDiverged(ClusterUcbError):
+    """A training's loss, weights or optimiser state stopped being finite."""
+
+
 class BudgetError(ClusterUcbError):
     """A gradient budget cannot be spent as asked."""
 
@@ -58,3 +64,7 @@ class UnknownVersion(ClusterUcbError):
 
 class CatalogBusy(ClusterUcbError):
     """The catalog stayed locked by another process."""
+
+
+class TrackingUnavailable(ClusterUcbError):
+    """MLflow could not take a run that is to fail without it."""

@@ -1,6 +1,6 @@
 """How a run is executed: workers, devices, shards. Nothing here changes a result or a fingerprint."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ class ExecutionSettings(Frozen):
         title="Runner",
         description="What runs the shard tasks: threads or processes here, or Ray.",
     )
-    workers: int | Auto = Field(
+    workers: Annotated[int, Field(ge=1)] | Auto = Field(
         default="auto",
         title="Workers",
         description="Shard tasks at a time. auto: one a GPU, else one a CPU core.",
@@ -33,7 +33,7 @@ class ExecutionSettings(Frozen):
         title="Device",
         description="cpu, cuda, cuda:0 and so on. auto: a GPU where there is one.",
     )
-    gpus_per_task: float | Auto = Field(
+    gpus_per_task: Annotated[float, Field(ge=0)] | Auto = Field(
         default="auto", title="GPUs a task", description="Share of a GPU that a Ray shard task asks for."
     )
     shard_samples: int = Field(
@@ -42,7 +42,7 @@ class ExecutionSettings(Frozen):
         title="Samples a shard",
         description="About how many samples one shard task computes.",
     )
-    max_batch_tokens: int | Auto = Field(
+    max_batch_tokens: Annotated[int, Field(ge=1)] | Auto = Field(
         default="auto", title="Tokens a batch", description="Padded tokens of one forward and backward pass."
     )
     storage_root: str | None = Field(

@@ -18,7 +18,7 @@ from clusterucb_core.stages.summary import SubjectSummary, Trajectory, measures
 from flows.home import configure_tracking, state_folder
 from flows.preparation import Inputs, prepare
 from flows.progress import show_subjects
-from flows.runners import choose_runner, task_runner, visible_gpus
+from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select
 from tasks.evaluate import count_work, evaluate, keep_outcome, record_evaluations, summarise_subject
 from tasks.featurize import record_features
@@ -27,15 +27,12 @@ from tasks.tracking import finish_tracking, start_tracking
 
 
 def run_pipeline(config: RunConfig, execution: ExecutionSettings) -> RunResult:
-    """Run the pipeline in this process, with the executor that `execution` names.
+    """Run the pipeline in this process.
 
     A run whose inputs and settings were seen before returns its result without starting a flow.
     """
     known = finished_result(plan_run(config, execution, home=state_folder()))
-    if known is not None:
-        return known
-    runner = task_runner(choose_runner(execution, visible_gpus()))
-    return clusterucb.with_options(task_runner=runner)(config, execution)
+    return known if known is not None else clusterucb(config, execution)
 
 
 @flow(name="clusterucb", persist_result=False)
@@ -46,6 +43,11 @@ def clusterucb(config: RunConfig, execution: ExecutionSettings = ExecutionSettin
         config: What to compute.
         execution: How to execute it; it changes no result.
     """
+    with mapped_on(choose_runner(execution, visible_gpus())):
+        return _run(config, execution)
+
+
+def _run(config: RunConfig, execution: ExecutionSettings) -> RunResult:
     started_at = time.time()
     configure_tracking(state_folder())
     plan = plan_run(config, execution, home=state_folder())

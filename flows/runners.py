@@ -1,7 +1,10 @@
-"""What runs the shard tasks: one frozen variant and one `case` an executor."""
+"""What runs the shard tasks. To add an executor, edit this file only: a frozen variant and one `case`."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, assert_never, get_args
 
+from prefect.context import FlowRunContext
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
@@ -56,6 +59,18 @@ def task_runner(runner: Runner) -> TaskRunner[Any]:
             return ProcessPoolTaskRunner(max_workers=runner.workers)
         case _:
             assert_never(runner)
+
+
+@contextmanager
+def mapped_on(runner: Runner) -> Generator[None]:
+    """Let the flow run that is under way map its tasks on an executor.
+
+    Only the flow itself can do this: a deployment starts it with the task runner that it was declared with.
+    """
+    context = FlowRunContext.get()
+    assert context is not None, "a flow run maps tasks"
+    with task_runner(runner) as started, context.model_copy(update={"task_runner": started}):
+        yield
 
 
 def visible_gpus() -> int:

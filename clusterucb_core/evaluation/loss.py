@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clusterucb_core.errors import InvalidModel, InvalidTarget
+from clusterucb_core.errors import InvalidTarget, TrainingDiverged
 from clusterucb_core.records import FloatArray, IntArray, TokenizedSample
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def test_losses(
 
     Raises:
         InvalidTarget: a sample has no supervised token after its first.
-        InvalidModel: a loss is not finite.
+        TrainingDiverged: a loss is not finite.
     """
     supervised = [int((sample.labels[1:] != _MASKED).sum()) for sample in samples]
     if 0 in supervised:
@@ -44,7 +44,7 @@ def test_losses(
             losses[batch] = _batch_losses(model, [samples[i] for i in batch])
     if not np.isfinite(losses).all():
         first = int(np.flatnonzero(~np.isfinite(losses))[0])
-        raise InvalidModel(
+        raise TrainingDiverged(
             f"the loss of test sample {samples[first].sample_id} is {losses[first]}; "
             "the model has diverged: lower the learning rate"
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from clusterucb_core.errors import InvalidModel, MissingArtifact, StaleArtifact
+from clusterucb_core.errors import InvalidModel, MissingArtifact, StaleArtifact, TrainingDiverged
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from clusterucb_core.records import FloatArray
@@ -85,7 +85,8 @@ def save_checkpoint(
         history: the steps of this epoch or segment, at least one.
 
     Raises:
-        InvalidModel: an adapter weight or moment is not finite, or a parameter never received a gradient.
+        InvalidModel: a parameter never received a gradient.
+        TrainingDiverged: an adapter weight or moment is not finite.
     """
     description = _Description(
         step=history[-1].step,
@@ -245,7 +246,7 @@ def _plain(value: "torch.Tensor") -> "torch.Tensor":
 
 def _require_finite(what: str, value: "torch.Tensor") -> None:
     if not bool(value.isfinite().all()):
-        raise InvalidModel(
+        raise TrainingDiverged(
             f"{what} is not finite after training; lower the learning rate or use dtype float32"
         )
 

@@ -5,6 +5,7 @@ Files read: those of the model's folder, or of the hub's cache; the hub is asked
 
 import logging
 import re
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Building a model swaps torch's default type and transformers' tying of weights for the whole process: of two
+# threads at it one gets a model that lacks weights. So one builds at a time.
+BUILDING = threading.RLock()
 FINGERPRINT_FILES = (
     "config.json",
     "tokenizer*",
@@ -163,7 +167,7 @@ def load_base(settings: ModelSettings, device: str) -> "PreTrainedModel":
     folder = find_folder(settings.base)
     if folder is not None:
         _require_safetensors(folder)
-    with _explained(settings.base, "weights"), _quiet_progress():
+    with BUILDING, _explained(settings.base, "weights"), _quiet_progress():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             _source(settings.base),
             config=config,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from clusterucb_core.errors import InvalidModel, MissingArtifact, StaleArtifact
 from clusterucb_core.lm.loading import (
+    BUILDING,
     load_base,
     load_config,
     load_tokenizer,
@@ -59,7 +60,7 @@ def new_adapter(settings: ModelSettings, device: str, seed: int) -> "PeftModel":
 
     model = load_base(settings, device)
     require_targets(model, settings.lora.target_modules)
-    with torch.random.fork_rng(devices=[]):
+    with BUILDING, torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also seed the CUDA generators; adapters are drawn on the CPU.
         torch.default_generator.manual_seed(child_seed(seed, "lora"))
         return adapt(model, settings.lora)
@@ -137,7 +138,7 @@ def count_parameters(settings: ModelSettings) -> tuple[int, int]:
     from transformers import AutoModelForCausalLM
 
     config = load_config(settings)
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+    with BUILDING, torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         try:
             model = AutoModelForCausalLM.from_config(config)
         except ValueError as error:

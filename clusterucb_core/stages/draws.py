@@ -18,6 +18,7 @@ from clusterucb_core.errors import BudgetError, InvalidPool, TooManyExcluded
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.features.gradients import UnusableSamples
 from clusterucb_core.influence import aggregate_scores, top_k
+from clusterucb_core.lm.devices import leased_device
 from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray, IntArray
 from clusterucb_core.seeds import child_rng
 from clusterucb_core.selection import SelectionSettings, bandit_policy, is_bandit, share_of
@@ -92,7 +93,7 @@ def run_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings
         drawn, chosen = _random_choice(spec, k)
     else:
         drawn = (
-            _bandit_draws(spec, workspace, execution)
+            _draws_on_lease(spec, workspace, execution)
             if is_bandit(spec.settings.policy)
             else _all(spec, workspace)
         )
@@ -140,6 +141,11 @@ def _all(spec: DrawSpec, workspace: Workspace) -> Drawn:
         label = dict(zip(clustered, clustering.labels.tolist(), strict=True))
         clusters = np.array([label.get(sample, NO_CLUSTER) for sample in ids])
     return Drawn(ids, influence, clusters, None, exclusions, len(ids))
+
+
+def _draws_on_lease(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> Drawn:
+    with leased_device(execution.device) as device:
+        return _bandit_draws(spec, workspace, execution.model_copy(update={"device": device}))
 
 
 def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> Drawn:

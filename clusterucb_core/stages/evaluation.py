@@ -20,7 +20,8 @@ from clusterucb_core.evaluation import (
 )
 from clusterucb_core.execution import ExecutionSettings, batch_tokens
 from clusterucb_core.lm.chat import prompt_text
-from clusterucb_core.lm.loading import load_base, load_tokenizer, resolve_device
+from clusterucb_core.lm.devices import leased_device
+from clusterucb_core.lm.loading import load_base, load_tokenizer
 from clusterucb_core.lm.lora import load_adapter
 from clusterucb_core.lm.tokens import open_tokens
 from clusterucb_core.records import ArtifactRef, EvalResult, FloatArray, Target
@@ -73,10 +74,16 @@ def run_evaluation(
     spec: EvaluationSpec, workspace: Workspace, execution: ExecutionSettings, settings: EvaluateSettings
 ) -> ArtifactRef:
     """Evaluate, and keep the results and the loss of every test row."""
+    with leased_device(execution.device) as device:
+        return _evaluated(spec, workspace, settings, device=device, tokens=batch_tokens(execution, device))
+
+
+def _evaluated(
+    spec: EvaluationSpec, workspace: Workspace, settings: EvaluateSettings, *, device: str, tokens: int
+) -> ArtifactRef:
     target = read_target(spec.target)
-    device = resolve_device(execution.device)
     model = _load(spec, device)
-    losses = _losses(spec, model, target, batch_tokens(execution, device))
+    losses = _losses(spec, model, target, tokens)
     results = [loss_result("", target.name, losses)] if len(losses) else []
     with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), {"n": len(losses)}) as folder:
         if spec.tasks:

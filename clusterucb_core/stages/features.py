@@ -25,6 +25,7 @@ from clusterucb_core.features.store import (
 )
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.checkpoints import read_moments
+from clusterucb_core.lm.devices import leased_device
 from clusterucb_core.lm.lora import load_adapter, replace_adapter, resolve_device
 from clusterucb_core.lm.tokens import TokenTable, open_tokens
 from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray
@@ -140,9 +141,10 @@ def plan_shards_of(
 
 def run_shard(job: ShardJob, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
     """Compute one shard of features."""
-    source = load_source(job.space, open_tokens(job.tokens), resolve_device(execution.device))
     shard = Shard(job.fingerprint, job.sample_ids, job.batches)
-    return compute_shard(source, shard, workspace, run_id=job.run_id)
+    with leased_device(execution.device) as device:
+        source = load_source(job.space, open_tokens(job.tokens), device)
+        return compute_shard(source, shard, workspace, run_id=job.run_id)
 
 
 def load_source(space: FeatureSpace, table: TokenTable, device: str) -> GradientSource:

@@ -36,7 +36,8 @@ def train(
 
     Raises:
         InvalidConfig: there are no samples, one carries no loss, or the plan runs past its schedule.
-        InvalidModel: the model cannot be loaded, or the loss is not finite.
+        InvalidModel: the model cannot be loaded.
+        TrainingDiverged: the loss is not finite.
         MissingArtifact: `start` holds no checkpoint.
         StaleArtifact: the checkpoint at `start` does not fit the model.
     """

@@ -28,7 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from clusterucb_core.errors import InvalidModel
+from clusterucb_core.errors import TrainingDiverged
 from clusterucb_core.lm.checkpoints import (
     Checkpoint,
     StepRecord,
@@ -140,7 +140,7 @@ class _LoraTrainer(Trainer):
         loss = self._accumulated(model, batch, step)
         rate = float(cast("torch.optim.Optimizer", self.optimizer).param_groups[0]["lr"])
         if not bool(loss.isfinite()):
-            raise InvalidModel(
+            raise TrainingDiverged(
                 f"the loss at optimiser step {step} is {float(loss)} (learning rate {rate:g}, samples "
                 f"{', '.join(sample.sample_id for sample in batch[:3])}...); lower the learning rate or use "
                 "dtype float32"

@@ -113,6 +113,7 @@ def test_an_unknown_key_is_named_with_a_near_match(write, changes, message):
         ("features.projection=fold", "features.projection: Input should be 'auto', 'none', 'roll'"),
         ("seed=many", "seed: Input should be a valid integer"),
         ("compare.policies=[ucb1, best]", "unknown policy 'best'"),
+        ("compare.budget_fractions=[0.1, 3]", "compare.budget_fractions.1"),
         ("target=null", "no target: give `target: {name: ..., validation: ..., test: ...}`"),
         ("pool.sources=[]", "pool.sources: Tuple should have at least 1 item"),
         ("execution.shard_samples=0", "execution: shard_samples: Input should be greater than or equal to 1"),

@@ -24,7 +24,16 @@ def test_the_tokens_of_a_batch_follow_the_device_unless_they_are_given(setting, 
 
 
 @pytest.mark.parametrize(
-    "change", [{"shard_samples": 0}, {"workers": "many"}, {"when_tracking_is_down": "ignore"}, {"nodes": 2}]
+    "change",
+    [
+        {"shard_samples": 0},
+        {"workers": "many"},
+        {"workers": 0},
+        {"gpus_per_task": -0.5},
+        {"max_batch_tokens": 0},
+        {"when_tracking_is_down": "ignore"},
+        {"nodes": 2},
+    ],
 )
 def test_a_setting_that_cannot_work_is_refused(change):
     with pytest.raises(ValidationError, match=next(iter(change))):

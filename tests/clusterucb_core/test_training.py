@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from clusterucb_core.errors import InvalidConfig, InvalidModel, MissingArtifact
+from clusterucb_core.errors import InvalidConfig, MissingArtifact, TrainingDiverged
 from clusterucb_core.lm.checkpoints import read_checkpoint, read_history
 from clusterucb_core.lm.lora import LoraSettings, ModelSettings
 from clusterucb_core.records import TokenizedSample
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_names_its_step(model_folder, samples, tmp_pat
     # The first step has learning rate 0, the second throws the weights away, the third finds it out.
     wild = plan(steps=4, learning_rate=1e25)
     with pytest.raises(
-        InvalidModel, match=r"loss at optimiser step [34] is (nan|inf).*lower the learning rate"
+        TrainingDiverged, match=r"loss at optimiser step [34] is (nan|inf).*lower the learning rate"
     ):
         train(settings(model_folder), samples, wild, start=None, out=tmp_path, device="cpu")
     assert list(tmp_path.iterdir()) == []

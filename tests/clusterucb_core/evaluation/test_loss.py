@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from clusterucb_core.errors import InvalidModel, InvalidTarget
+from clusterucb_core.errors import InvalidTarget, TrainingDiverged
 from clusterucb_core.evaluation import test_losses as losses_of
 from clusterucb_core.records import TokenizedSample
 
@@ -92,7 +92,7 @@ def test_a_model_that_diverged_is_an_error_and_not_a_number(model, samples):
     weight = model.lm_head.weight.detach().clone()
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(InvalidModel, match="test sample s5 is nan; the model has diverged"):
+    with pytest.raises(TrainingDiverged, match="test sample s5 is nan; the model has diverged"):
         losses_of(model, samples, max_batch_tokens=64)
     with torch.no_grad():
         model.lm_head.weight.copy_(weight)

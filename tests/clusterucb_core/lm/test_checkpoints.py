@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clusterucb_core.errors import InvalidModel, MissingArtifact, StaleArtifact
+from clusterucb_core.errors import InvalidModel, MissingArtifact, StaleArtifact, TrainingDiverged
 from clusterucb_core.lm.checkpoints import (
     StepRecord,
     read_checkpoint,
@@ -129,5 +129,5 @@ def test_a_parameter_without_a_gradient_is_named(tmp_path, model):
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, model, optimizer):
     trainable(model)[0].data[0, 0] = float("nan")
-    with pytest.raises(InvalidModel, match="is not finite after training"):
+    with pytest.raises(TrainingDiverged, match="is not finite after training"):
         save(tmp_path / "c", model, optimizer)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -43,6 +44,19 @@ def test_a_model_loads_in_evaluation_mode_and_the_asked_precision(model_folder):
     model = load_base(settings(model_folder, dtype="bfloat16"), "cpu")
     assert next(model.parameters()).dtype.itemsize == 2
     assert not model.training
+
+
+def test_threads_that_load_at_once_all_get_whole_models(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tied = LlamaConfig(vocab_size=32, max_position_embeddings=64, tie_word_embeddings=True, **sizes)
+    LlamaForCausalLM(tied).save_pretrained(tmp_path)
+    with ThreadPoolExecutor(4) as threads:
+        dtypes = ["float32", "bfloat16"] * 4
+        models = list(threads.map(lambda dtype: load_base(settings(tmp_path, dtype=dtype), "cpu"), dtypes))
+    assert [str(model.dtype).removeprefix("torch.") for model in models] == dtypes
+    assert all(model.lm_head.weight is model.model.embed_tokens.weight for model in models)
 
 
 def test_the_fingerprint_follows_content_and_not_the_place(model_folder, copied):

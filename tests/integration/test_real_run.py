@@ -1,0 +1,104 @@
+"""The example run on the whole real pool: what it read, chose, trained, kept and reported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+
+DATA, MODELS = os.environ.get("CLUSTERUCB_DATA"), os.environ.get("CLUSTERUCB_MODELS")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "gsm8k_tiny_llama.yaml"
+MATHS = {"gsm8k_train", "flan_cot_gsm8k"}
+NO_ANSWER = {"t0_train_20k": 490, "code_alpaca_2k": 2, "alpaca_5000": 2}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        DATA is None or MODELS is None,
+        reason="CLUSTERUCB_DATA and CLUSTERUCB_MODELS name no folders with the real pool and the tiny Llama",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def result(home):
+    line = [sys.executable, "-m", "flows", "run", str(EXAMPLE), "--json"]
+    environment = os.environ | {"CLUSTERUCB_HOME": str(home)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=3000, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def catalog(result, home):
+    with duckdb.connect(str(home / "catalog.duckdb"), read_only=True) as connection:
+        yield connection
+
+
+def test_the_pool_holds_every_distinct_prompt_and_the_quarantine_every_empty_answer(catalog):
+    assert catalog.sql("SELECT n_samples, n_quarantined FROM pools").fetchall() == [(66_843, 494)]
+    assert catalog.sql("SELECT count(*) FROM pool_samples").fetchall() == [(66_843,)]
+    reasons = catalog.sql("SELECT source, reason, count(*) FROM quarantine GROUP BY ALL").fetchall()
+    assert {(source, reason): n for source, reason, n in reasons} == {
+        (source, "no_answer"): n for source, n in NO_ANSWER.items()
+    }
+
+
+def test_more_than_half_of_the_selection_is_the_targets_own_material(catalog):
+    sources = catalog.sql(
+        "SELECT source FROM latest_selection JOIN selection_samples USING (selection_version)"
+        " JOIN samples USING (sample_id)"
+    ).fetchall()
+    assert len(sources) == 300
+    assert sum(source in MATHS for (source,) in sources) > 150
+
+
+def test_the_second_period_keeps_to_its_budget_and_counts_the_clustering_pass(catalog):
+    periods = catalog.sql(
+        "SELECT period, budget_samples, gradient_evaluations, n_selected FROM selections ORDER BY period"
+    ).fetchall()
+    excluded = catalog.sql("SELECT count(DISTINCT sample_id) FROM exclusions").fetchall()[0][0]
+    assert periods[1][1] == 1200
+    assert periods[1][2] == 1200
+    assert periods[0][2] == 6000 - excluded
+    assert catalog.sql("SELECT count(*) FROM pulls WHERE selection_version = 2").fetchall() == [(1200,)]
+    assert [row[3] for row in periods] == [300, 300]
+
+
+def test_full_gradient_selection_beats_zero_shot_by_two_percent_and_the_budget_beats_random(result):
+    losses = {item["subject"]: item["loss"] for item in result["subjects"]}
+    assert losses["full"] < 0.98 * losses["zero_shot"]
+    assert losses["selection"] < min(loss for name, loss in losses.items() if name.startswith("random"))
+
+
+def test_every_table_that_a_run_fills_holds_it(catalog):
+    for table in ("pools", "samples", "pool_samples", "quarantine", "feature_rows", "clusters", "pulls"):
+        assert catalog.sql(f"SELECT count(*) > 0 FROM {table}").fetchall() == [(True,)], table
+    subjects = {row[0] for row in catalog.sql("SELECT DISTINCT subject FROM evaluations").fetchall()}
+    assert subjects == {"selection", "zero_shot", "full", "random:0", "random:1", "random:2"}
+    assert catalog.sql("SELECT count(*) FROM selection_diff(1, 2)").fetchall()[0][0] > 300
+
+
+def test_mlflow_and_the_catalog_name_each_other_and_the_flow_run(result, home, catalog):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    run = client.get_run(result["mlflow_run_id"])
+    named = catalog.sql("SELECT DISTINCT mlflow_run_id, flow_run_id FROM selections").fetchall()
+    assert named == [(run.info.run_id, run.data.tags["prefect.flow_run_id"])]
+    assert run.data.params["pool.max_samples"] == "6000"
+    rewards = client.get_metric_history(run.info.run_id, "period_2/reward_mean")
+    assert len(rewards) > 10
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {
+        "config.yaml",
+        "selection-period-1.csv",
+        "selection-period-2.csv",
+    }

@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from clusterucb_core.bandit.policies import POLICY_KINDS, Policy
+from clusterucb_core.bandit.policies import POLICY_KINDS, Policy, PolicySettings, configured_policy
 from clusterucb_core.errors import BudgetError, InvalidConfig
-from clusterucb_core.frozen import Frozen
 
 OTHER_POLICIES = ("linucb", "random", "full")
 POLICY_NAMES = (*POLICY_KINDS, *OTHER_POLICIES)
@@ -27,27 +26,19 @@ def known_policy(name: str) -> str:
     return name
 
 
-PolicyName = Annotated[str, AfterValidator(known_policy)]
+PolicyName = Annotated[
+    str, AfterValidator(known_policy), Field(json_schema_extra={"enum": list(POLICY_NAMES)})
+]
 
 
-class SelectionSettings(Frozen):
-    """What is drawn from the pool, and how much of it is selected."""
+class SelectionSettings(PolicySettings):
+    """What is drawn from the pool, and how much of it is selected; the numbers of policies come first."""
 
     policy: PolicyName = Field(
         default="ucb_beta",
         title="Policy",
         description="How clusters are drawn from. random: k at random without gradients; full: no budget.",
         json_schema_extra={"enum": list(POLICY_NAMES)},
-    )
-    beta: float = Field(
-        default=1.0, ge=0, title="Beta", description="Weight of the spread of rewards in ucb_beta."
-    )
-    top_share: float = Field(
-        default=0.25,
-        gt=0,
-        lt=1,
-        title="Top share",
-        description="Share p of rewards that the threshold policies call high.",
     )
     explore_fraction: float = Field(
         default=0.1,
@@ -134,9 +125,7 @@ def bandit_policy(settings: SelectionSettings) -> Policy:
     """
     if not is_bandit(settings.policy):
         raise InvalidConfig(f"selection.policy={settings.policy} is no cluster policy")
-    variant = POLICY_KINDS[settings.policy]
-    fields = [name for name in variant.model_fields if name != "kind"]
-    return variant(**{name: getattr(settings, name) for name in fields})
+    return configured_policy(settings)
 
 
 def share_of(fraction: float, n_samples: int) -> int:

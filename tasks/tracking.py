@@ -10,10 +10,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from prefect import task
 from prefect.artifacts import create_link_artifact
 
+from clusterucb_core.errors import TrackingUnavailable
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.stages.summary import SubjectSummary, Trajectory
@@ -45,7 +47,11 @@ class Record(Frozen):
 
 @task(name="start tracking")
 def start_tracking(plan: RunPlan, flow_run_id: str | None, flow_run_url: str | None) -> Tracking:
-    """Open the MLflow run of this run id, or the one that an earlier attempt opened."""
+    """Open the MLflow run of this run id, or the one that an earlier attempt opened.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached, and the run is to fail without it.
+    """
     tags = {
         RUN_TAG: plan.run_id,
         "prefect.flow_run_id": flow_run_id or "",
@@ -69,7 +75,11 @@ def finish_tracking(
     subjects: Sequence[SubjectSummary],
     versions: Sequence[int],
 ) -> None:
-    """Send parameters, metrics, configuration and selection."""
+    """Send parameters, metrics, configuration and selection.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached, and the run is to fail without it.
+    """
     record = Record(
         tags=tracking.tags | {"clusterucb.selection_version": str(versions[-1])},
         parameters=run_parameters(plan.config),
@@ -97,15 +107,27 @@ def _unreachable() -> tuple[type[Exception], ...]:
 
 
 def _without(plan: RunPlan, tags: dict[str, str], error: Exception) -> Tracking:
+    uri = _uri(plan.workspace.home)
+    seen = f"MLflow at {_masked(uri, uri)} did not take this run ({_masked(str(error), uri)})"
     if plan.execution.when_tracking_is_down == "fail":
-        raise error
-    logger.warning("MLflow cannot be reached (%s); what it should keep waits in tracking-buffer/", error)
+        # no cause: its text may name the address with its password, and Prefect keeps what is logged
+        raise TrackingUnavailable(
+            f"{seen}; start it or correct MLFLOW_TRACKING_URI, or set execution.when_tracking_is_down=buffer "
+            "to go on and send later what it should keep"
+        ) from None
+    logger.warning("%s; what it should keep waits in tracking-buffer/", seen)
     return Tracking(mlflow_run_id=None, tags=tags)
 
 
 def _uri(home: str) -> str:
     """Return the user's own tracking URI, else the SQLite file of the state folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(home) / 'mlflow.db'}"
+
+
+def _masked(text: str, address: str) -> str:
+    """Return a text with the user and password of an address masked."""
+    user, at, _ = urlsplit(address).netloc.rpartition("@")
+    return text.replace(user + at, "***@") if at else text
 
 
 def _client(home: str) -> Any:
@@ -174,7 +196,7 @@ def _flush(home: str) -> None:
 
 
 def _link(run_id: str, home: str) -> None:
-    link = _uri(home)
+    link = _masked(_uri(home), _uri(home))
     if link.startswith("http"):
         experiment = _client(home).get_run(run_id).info.experiment_id
         link = f"{link.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"

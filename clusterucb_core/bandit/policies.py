@@ -1,6 +1,7 @@
 """Bandit policies: from what was seen of every arm to the arms drawn next.
 
-A policy is a frozen variant in the union `Policy` and a `case` in `arm_bounds` and in `next_draws`.
+To add a policy, edit this file only: a frozen variant in the union `Policy`, a `case` in `arm_bounds` and in
+`next_draws`, and, where it reads a number of its own, a field of that name in `PolicySettings`.
 `ucb_beta` and the two threshold policies follow ClusterUCB (arXiv 2506.10288), `ucb1` Auer et al. (2002).
 """
 
@@ -58,8 +59,31 @@ class Uniform(Frozen):
     kind: Literal["uniform"] = "uniform"
 
 
+class PolicySettings(Frozen):
+    """A policy's name and the numbers that policies read, flat as they stand in the run configuration."""
+
+    policy: str = "ucb_beta"
+    beta: float = Field(
+        default=1.0, ge=0, title="Beta", description="Weight of the spread of rewards in ucb_beta."
+    )
+    top_share: float = Field(
+        default=0.25,
+        gt=0,
+        lt=1,
+        title="Top share",
+        description="Share p of rewards that the threshold policies call high.",
+    )
+
+
 Policy = Annotated[UcbBeta | Ucb1 | ThresholdHard | ThresholdNormal | Uniform, Field(discriminator="kind")]
 POLICY_KINDS = {variant.model_fields["kind"].default: variant for variant in get_args(get_args(Policy)[0])}
+
+
+def configured_policy(settings: PolicySettings) -> Policy:
+    """Return the policy that the settings name, one of `POLICY_KINDS`, with the numbers that it reads."""
+    variant = POLICY_KINDS[settings.policy]
+    fields = [name for name in variant.model_fields if name != "kind"]
+    return variant(**{name: getattr(settings, name) for name in fields})
 
 
 def arm_bounds(policy: Policy, state: ArmState) -> FloatArray:

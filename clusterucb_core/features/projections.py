@@ -1,12 +1,13 @@
 """Random projections of per-sample gradients, reproducible from a seed and the parameter's name.
 
 Signs, rotations and buckets come from a CPU generator, so that every device projects alike. To add a
-projection: a frozen variant in the union, and its case in `_draw` and `_add`.
+projection, edit this file only: a frozen variant with `dim` and `seed` in the union, its kind in
+`ProjectionName`, and its case in `Projector.add`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, Literal, assert_never, get_args
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from clusterucb_core.frozen import Frozen
 from clusterucb_core.records import FloatArray
 from clusterucb_core.seeds import child_rng
 
-_NAMES = ("auto", "none", "roll", "count_sketch", "rademacher")
 _DENSE_ENTRIES = 2**22  # entries of the dense matrix held at once
 
 
@@ -47,6 +47,9 @@ class Rademacher(Frozen):
 
 
 Projection = Annotated[RollSketch | CountSketch | Rademacher, Field(discriminator="kind")]
+PROJECTION_KINDS = {
+    variant.model_fields["kind"].default: variant for variant in get_args(get_args(Projection)[0])
+}
 ProjectionName = Literal["auto", "none", "roll", "count_sketch", "rademacher"]
 
 
@@ -67,19 +70,13 @@ def resolve_projection(name: ProjectionName, *, dim: int, n_parameters: int, see
     """
     if dim < 1:
         raise InvalidConfig(f"projection_dim={dim} is below 1; 8192 is the default")
-    match name:
-        case "none":
-            return None
-        case "auto":
-            return None if n_parameters <= 2 * dim else RollSketch(dim=dim, seed=seed)
-        case "roll":
-            return RollSketch(dim=dim, seed=seed)
-        case "count_sketch":
-            return CountSketch(dim=dim, seed=seed)
-        case "rademacher":
-            return Rademacher(dim=dim, seed=seed)
-        case _:
-            raise InvalidConfig(f"projection {name!r} is unknown; choose one of {', '.join(_NAMES)}")
+    if name == "none" or (name == "auto" and n_parameters <= 2 * dim):
+        return None
+    kind = "roll" if name == "auto" else name
+    if kind not in PROJECTION_KINDS:
+        known = ", ".join(("auto", "none", *PROJECTION_KINDS))
+        raise InvalidConfig(f"projection {name!r} is unknown; choose one of {known}")
+    return PROJECTION_KINDS[kind](dim=dim, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ def load_target(settings: TargetSettings, base_folder: Path, *, bundled: Path = 
     """Read the validation and test rows of a target.
 
     Args:
-        settings: the target's name and files. Without `validation` the bundled target of that name gives the
-            files, which then lie relative to its own folder.
+        settings: the target's name and files. A bundled target of that name gives the key of the subtask, and
+            without `validation` the files too, which then lie relative to its own folder.
         base_folder: folder of the configuration file, to which the paths are relative.
         bundled: folder of the bundled targets.
 
@@ -136,7 +136,7 @@ def subtask_index(target: Target) -> tuple[list[str], IntArray]:
 def _sources(settings: TargetSettings, base_folder: Path, *, bundled: Path) -> tuple[Path, Path | None, str]:
     if settings.validation is not None:
         test = None if settings.test is None else base_folder / settings.test
-        return base_folder / settings.validation, test, "subtask"
+        return base_folder / settings.validation, test, _subtask_key(settings.name, bundled)
     defaults = bundled_target(settings.name, folder=bundled)
     if defaults.validation is None:
         raise InvalidTarget(
@@ -147,6 +147,12 @@ def _sources(settings: TargetSettings, base_folder: Path, *, bundled: Path) -> t
     else:
         test = None if defaults.test is None else bundled / defaults.test
     return bundled / defaults.validation, test, defaults.subtask_field
+
+
+def _subtask_key(name: str, bundled: Path) -> str:
+    if name in available_targets(folder=bundled):
+        return bundled_target(name, folder=bundled).subtask_field
+    return "subtask"
 
 
 def _refuse_shared_rows(validation: tuple[TargetRow, ...], test: tuple[TargetRow, ...], *, name: str) -> None:

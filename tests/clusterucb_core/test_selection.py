@@ -1,7 +1,14 @@
 import pytest
 from pydantic import ValidationError
 
-from clusterucb_core.bandit.policies import ThresholdHard, ThresholdNormal, Ucb1, UcbBeta, Uniform
+from clusterucb_core.bandit.policies import (
+    POLICY_KINDS,
+    ThresholdHard,
+    ThresholdNormal,
+    Ucb1,
+    UcbBeta,
+    Uniform,
+)
 from clusterucb_core.errors import BudgetError, InvalidConfig
 from clusterucb_core.selection import (
     POLICY_NAMES,
@@ -69,6 +76,11 @@ def test_an_unknown_policy_lists_the_known_and_the_near():
         known_policy("treshold_hard")
     with pytest.raises(ValidationError, match="unknown policy 'x'; known: ucb_beta, ucb1"):
         SelectionSettings(policy="x")
+
+
+@pytest.mark.parametrize("kind", POLICY_KINDS)
+def test_every_number_that_a_policy_reads_can_be_configured(kind):
+    assert set(POLICY_KINDS[kind].model_fields) - {"kind"} <= set(SelectionSettings.model_fields)
 
 
 def test_the_form_shows_a_list_of_policies():

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,10 @@ from pydantic import TypeAdapter
 
 from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.features.projections import (
+    PROJECTION_KINDS,
     CountSketch,
     Projection,
+    ProjectionName,
     Projector,
     Rademacher,
     RollSketch,
@@ -107,6 +111,10 @@ def test_parameters_add_up_in_any_order():
 )
 def test_configured_names_become_projections(name, n_parameters, expected):
     assert resolve_projection(name, dim=100, n_parameters=n_parameters, seed=3) == expected
+
+
+def test_every_projection_can_be_configured_by_name():
+    assert set(get_args(ProjectionName)) == {"auto", "none", *PROJECTION_KINDS}
 
 
 def test_an_unknown_name_lists_the_known_ones():

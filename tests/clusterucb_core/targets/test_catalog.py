@@ -124,6 +124,15 @@ def test_a_new_target_needs_only_its_yaml_file(tmp_path):
     assert answer_form("sums", folder=tmp_path).max_new_tokens == 8
 
 
+def test_a_bundled_target_names_the_subtask_of_rows_that_the_run_brings(tmp_path):
+    (tmp_path / "sums.yaml").write_text("{description: sums, subtask_field: kind}", encoding="utf-8")
+    write(tmp_path / "mine.jsonl", [{"kind": row["subtask"], **row, "subtask": "one"} for row in ROWS])
+    for name, subtasks in (("sums", ["early", "late"]), ("other", ["one"])):
+        settings = TargetSettings(name=name, validation="mine.jsonl")
+        found = load_target(settings, tmp_path, bundled=tmp_path)
+        assert catalog.subtask_index(found)[0] == subtasks
+
+
 def test_a_test_file_of_the_run_stands_before_the_bundled_one(tmp_path):
     text = "{description: d, validation: rows.jsonl, test: gone.jsonl}"
     (tmp_path / "sums.yaml").write_text(text, encoding="utf-8")

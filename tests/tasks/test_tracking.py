@@ -1,0 +1,246 @@
+"""What MLflow keeps of a run: opened once, sent once, kept back while MLflow is down and sent later."""
+
+import gc
+import importlib.util
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from prefect import flow
+from prefect.artifacts import Artifact
+
+from clusterucb_core.config import load_config
+from clusterucb_core.demo import write_demo
+from clusterucb_core.demo.tiny_model import TinyModelRecipe
+from clusterucb_core.errors import TrackingUnavailable
+from clusterucb_core.planning import plan_run
+from clusterucb_core.stages.draws import read_pulls, read_selected
+from clusterucb_core.stages.summary import SubjectSummary
+from clusterucb_core.stages.training import loss_history
+from clusterucb_core.tracks import run_parameters
+from flows.home import configure_tracking
+from tasks.tracking import BUFFER, RUN_TAG, Record, Tracking, finish_tracking, start_tracking
+
+RECIPE = TinyModelRecipe(
+    vocabulary=300, tokenizer_texts=60, hidden=16, layers=1, heads=2, steps=2, batch_samples=4
+)
+SMALL = ("pool.max_samples=60", "warmup.epochs=1", "finetune.epochs=1")
+SUBJECT = SubjectSummary(
+    subject="random:0", n_selected=3, sources={"sums": 3}, captured_influence=0.25, recall=None, loss=1.5,
+    loss_low=1.0, loss_high=2.0, gradient_evaluations=15,
+)  # fmt: skip
+# Prefect leaves the client open that it makes for an artifact.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Leave no open client to be found and complained of in another test."""
+    yield
+    gc.collect()
+
+
+def plain_run():
+    """Load the pipeline in plain Python that lies among the integration tests."""
+    path = Path(__file__).parents[1] / "integration" / "plain_run.py"
+    spec = importlib.util.spec_from_file_location("plain_run", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return write_demo(tmp_path_factory.mktemp("demo"), recipe=RECIPE).config
+
+
+@pytest.fixture(scope="module")
+def chosen(demo, tmp_path_factory):
+    """A real selection with the trainings before and after it."""
+    plain = plain_run()
+    plan = plan_run(*load_config(demo, SMALL), home=tmp_path_factory.mktemp("stages"))
+    return plain.select(plan, plain.prepare(plan), subject="selection")
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def up(empty_database, tmp_path, monkeypatch):
+    """The address of an MLflow database of this test, which the tasks are told."""
+    address = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    return address
+
+
+@pytest.fixture
+def down(monkeypatch) -> Iterator[str]:
+    """The address of an MLflow that nobody serves; `go_down` tells it to the tasks."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    with socket.socket() as taken:  # bound and not listening: refuses, and nobody else can get the port
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+def plan_of(demo, tmp_path):
+    """Plan a run whose state folder is this test's; other overrides make it another run."""
+    return lambda *overrides: plan_run(*load_config(demo, [*SMALL, *overrides]), home=tmp_path / "home")
+
+
+@flow(persist_result=False, validate_parameters=False)
+def start(*plans):
+    """Start tracking each plan, as `flow-0`, `flow-1` and so on, in a flow: the links belong to one."""
+    return [start_tracking(plan, f"flow-{i}", f"http://prefect/{i}") for i, plan in enumerate(plans)]
+
+
+def go(address, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+
+
+def runs_of(client, run_id):
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    return client.search_runs(experiments, filter_string=f"tags.`{RUN_TAG}` = '{run_id}'")
+
+
+def history(client, mlflow_run_id, key):
+    return [(item.step, item.value) for item in client.get_metric_history(mlflow_run_id, key)]
+
+
+def test_a_run_is_opened_once_and_a_second_attempt_takes_it_over(prefect_server, up, plan_of):
+    plan, client = plan_of(), MlflowClient(up)
+    other, first, second = start(plan_of("seed=1"), plan, plan)
+    assert first.mlflow_run_id == second.mlflow_run_id != other.mlflow_run_id
+    (run,) = runs_of(client, plan.run_id)
+    assert (run.info.run_id, run.info.status) == (first.mlflow_run_id, "RUNNING")
+    assert run.data.tags["prefect.flow_run_id"] == "flow-2"
+    assert run.data.tags["prefect.flow_run_url"] == "http://prefect/2"
+    link = Artifact.get(key="mlflow-run").data
+    assert second.mlflow_run_id in link
+    assert up in link
+
+
+def test_a_finished_run_holds_parameters_curves_and_files_and_takes_nothing_twice(
+    prefect_server, up, plan_of, chosen
+):
+    plan, client = plan_of(), MlflowClient(up)
+    (tracking,) = start(plan)
+    for _ in range(2):
+        finish_tracking.fn(plan, tracking, chosen, [SUBJECT], [4, 5])
+    run = client.get_run(tracking.mlflow_run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == run_parameters(plan.config)
+    assert run.data.params["selection.policy"] == "ucb_beta"
+    assert run.data.tags["clusterucb.selection_version"] == "5"
+
+    rewards = read_pulls(chosen.periods[0].draws)["reward"].to_list()
+    assert len(rewards) == 15
+    means = [(step, sum(rewards[: step + 1]) / (step + 1)) for step in range(15)]
+    found = history(client, run.info.run_id, "period_1/reward_mean")
+    assert [step for step, _ in found] == list(range(15))
+    assert [value for _, value in found] == pytest.approx([value for _, value in means])
+    assert history(client, run.info.run_id, "period_1/budget_spent")[-1] == (14, 15.0)
+    losses = [(point.step, point.loss) for training in chosen.trainings for point in loss_history(training)]
+    assert sorted(history(client, run.info.run_id, "train/loss")) == sorted(losses)
+    assert run.data.metrics["random_0/loss"] == 1.5
+    assert "random_0/recall" not in run.data.metrics
+
+    folder = Path(client.download_artifacts(run.info.run_id, ""))
+    assert yaml.safe_load((folder / "config.yaml").read_text("utf-8")) == plan.config.model_dump(mode="json")
+    selected = (folder / "selection-period-1.csv").read_text("utf-8")
+    assert selected == read_selected(chosen.periods[0].draws).write_csv()
+
+
+def test_what_mlflow_could_not_take_is_kept_and_sent_by_a_later_run(
+    prefect_server, up, down, plan_of, chosen, monkeypatch, caplog
+):
+    plan, later = plan_of(), plan_of("seed=1")
+    go(down, monkeypatch)
+    tracking = start_tracking.fn(plan, "flow-9", None)
+    assert tracking.mlflow_run_id is None
+    assert f"MLflow at {down} did not take this run" in caplog.text
+    finish_tracking.fn(plan, tracking, chosen, [SUBJECT], [4])
+    (kept,) = (Path(plan.workspace.home) / BUFFER).iterdir()
+    assert kept.name == f"{plan.run_id}.json"
+    record = Record.model_validate_json(kept.read_text("utf-8"))
+
+    go(up, monkeypatch)
+    (tracking,) = start(later)
+    finish_tracking.fn(later, tracking, chosen, [SUBJECT], [5])
+    assert list((Path(plan.workspace.home) / BUFFER).iterdir()) == []
+    client = MlflowClient(up)
+    (run,) = runs_of(client, plan.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == record.parameters == run_parameters(plan.config)
+    assert run.data.tags.items() >= record.tags.items() >= {"prefect.flow_run_id": "flow-9"}.items()
+    assert record.tags["clusterucb.selection_version"] == "4"
+    sent = {
+        (key, step, value)
+        for key in run.data.metrics
+        for step, value in history(client, run.info.run_id, key)
+    }
+    assert sent == {(metric.key, metric.step, metric.value) for metric in record.metrics}
+    folder = Path(client.download_artifacts(run.info.run_id, ""))
+    assert {path.name: path.read_text("utf-8") for path in folder.iterdir()} == record.files
+    assert [item.info.status for item in runs_of(client, later.run_id)] == ["FINISHED"]
+
+
+def test_a_run_that_loses_mlflow_on_its_way_is_completed_later_under_its_own_mlflow_run(
+    prefect_server, up, down, plan_of, chosen, monkeypatch
+):
+    plan, later = plan_of(), plan_of("seed=1")
+    tracking, later_tracking = start(plan, later)
+    go(down, monkeypatch)
+    finish_tracking.fn(plan, tracking, chosen, [SUBJECT], [4])
+    go(up, monkeypatch)
+    finish_tracking.fn(later, later_tracking, chosen, [SUBJECT], [5])
+    (run,) = runs_of(MlflowClient(up), plan.run_id)
+    assert (run.info.run_id, run.info.status) == (tracking.mlflow_run_id, "FINISHED")
+    assert run.data.params == run_parameters(plan.config)
+
+
+def test_a_run_that_must_be_tracked_fails_with_the_address_and_what_to_do(down, plan_of, chosen, monkeypatch):
+    plan = plan_of("execution.when_tracking_is_down=fail")
+    advice = r"correct MLFLOW_TRACKING_URI, or set execution\.when_tracking_is_down=buffer"
+    tracking = Tracking(mlflow_run_id="opened before", tags={RUN_TAG: plan.run_id})
+    go(down, monkeypatch)
+    with pytest.raises(TrackingUnavailable, match=f"^MLflow at {down} did not take this run .*{advice}"):
+        start_tracking.fn(plan, None, None)
+    with pytest.raises(TrackingUnavailable, match=advice):
+        finish_tracking.fn(plan, tracking, chosen, [SUBJECT], [4])
+    assert not (Path(plan.workspace.home) / BUFFER).exists()
+
+
+def test_no_message_names_the_password_of_an_address(down, plan_of, monkeypatch, caplog):
+    go(down.replace("://", "://someone:opensesame@"), monkeypatch)
+    start_tracking.fn(plan_of(), None, None)
+    with pytest.raises(TrackingUnavailable) as caught:
+        start_tracking.fn(plan_of("execution.when_tracking_is_down=fail"), None, None)
+    masked = down.replace("://", "://***@")
+    assert masked in caplog.text
+    assert masked in str(caught.value)
+    assert "opensesame" not in caplog.text + str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_server_that_is_down_costs_seconds_unless_the_user_asks_for_patience(monkeypatch, tmp_path):
+    names = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+    for name in (*names, "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_LOGGING_LEVEL"):
+        monkeypatch.setenv(name, "")  # what the test sets is undone at its end
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(names[0], "5")
+    configure_tracking(tmp_path)
+    assert [os.environ[name] for name in names] == ["5", "15"]
+    monkeypatch.delenv(names[0])
+    configure_tracking(tmp_path)
+    assert [os.environ[name] for name in names] == ["2", "15"]

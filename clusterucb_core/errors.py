@@ -6,6 +6,7 @@ ClusterUcbError
 ├── InvalidTarget       a target file or row that cannot be used
 ├── InvalidModel        a model, adapter or tokenizer that cannot be used
 ├── TrainingDiverged    a training whose loss or weights stopped being finite
+├── TrainingFailed      a training process that ended without a result
 ├── BudgetError         a gradient budget that cannot be spent as asked
 ├── TooManyExcluded     more samples excluded than the configuration allows
 ├── MissingArtifact     a file or folder that an earlier stage should have left
@@ -40,6 +41,10 @@ class InvalidModel(ClusterUcbError):
 
 class TrainingDiverged(ClusterUcbError):
     """A training's loss, weights or optimiser state stopped being finite."""
+
+
+class TrainingFailed(ClusterUcbError):
+    """A training process ended without a result."""
 
 
 class BudgetError(ClusterUcbError):

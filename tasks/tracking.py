@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prefect import task
-from prefect.artifacts import create_link_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from clusterucb_core.errors import TrackingUnavailable
 from clusterucb_core.frozen import Frozen
@@ -196,8 +196,15 @@ def _flush(home: str) -> None:
 
 
 def _link(run_id: str, home: str) -> None:
-    link = _masked(_uri(home), _uri(home))
-    if link.startswith("http"):
-        experiment = _client(home).get_run(run_id).info.experiment_id
-        link = f"{link.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
-    create_link_artifact(key="mlflow-run", link=link, link_text=f"MLflow run {run_id}")
+    address = _masked(_uri(home), _uri(home))
+    experiment = _client(home).get_run(run_id).info.experiment_id
+    page = f"#/experiments/{experiment}/runs/{run_id}"
+    if address.startswith("http"):
+        link = f"{address.rstrip('/')}/{page}"
+        create_link_artifact(key="mlflow-run", link=link, link_text=f"MLflow run {run_id}")
+        return
+    # a database is no address that a browser can open
+    text = (
+        f"MLflow run `{run_id}`: start `mlflow ui --backend-store-uri {address}`, then open `/{page}` there"
+    )
+    create_markdown_artifact(text, key="mlflow-run")

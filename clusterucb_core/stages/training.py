@@ -14,6 +14,7 @@ from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.checkpoints import StepRecord, read_checkpoint, read_history
+from clusterucb_core.lm.devices import leased_gpus
 from clusterucb_core.lm.loading import resolve_device
 from clusterucb_core.lm.tokens import open_tokens
 from clusterucb_core.records import ArtifactRef
@@ -62,7 +63,7 @@ class TrainingSpec(StageSpec):
     """
 
     stage: str = "training"
-    version: int = 1
+    version: int = 2
     model: ModelRef
     tokens: ArtifactRef
     candidates: ArtifactRef | None = None
@@ -174,10 +175,21 @@ def run_training(spec: TrainingSpec, workspace: Workspace, execution: ExecutionS
     )
     start = None if spec.start is None else Path(spec.start.training.path) / f"checkpoint-{spec.start.index}"
     manifest: dict[str, Any] = {"n_samples": len(ids), "run_id": spec.run_id}
-    with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder:
-        samples = open_tokens(spec.tokens).take(ids)
-        device = resolve_device(execution.device)
-        checkpoints = train(spec.model.settings, samples, plan, start=start, out=folder, device=device)
+    samples = open_tokens(spec.tokens).take(ids)
+    device = resolve_device(execution.device)
+    with (
+        leased_gpus(device) as gpus,
+        new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder,
+    ):
+        checkpoints = train(
+            spec.model.settings,
+            samples,
+            plan,
+            start=start,
+            out=folder,
+            device=device,
+            processes=max(1, len(gpus)),
+        )
         manifest["n_checkpoints"] = len(checkpoints)
     return written(spec, workspace)
 

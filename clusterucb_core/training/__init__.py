@@ -20,6 +20,7 @@ def train(
     start: Path | None,
     out: Path,
     device: str,
+    processes: int = 1,
 ) -> list[Checkpoint]:
     """Train an adapter and write a checkpoint after each epoch, or at the end of a plan of steps.
 
@@ -29,7 +30,8 @@ def train(
         plan: how long, how fast, in which order.
         start: a checkpoint to go on from, adapter and Adam state; None for a new adapter seeded by the plan.
         out: the checkpoints become `out/checkpoint-1`, `out/checkpoint-2`, ...; equal names are replaced.
-        device: a resolved device name.
+        device: a resolved device name; `cuda` for several processes with a GPU each.
+        processes: how many share the training; the result differs by rounding only.
 
     Returns:
         The checkpoints in order. On the CPU the same arguments give the same bytes.
@@ -40,8 +42,14 @@ def train(
         TrainingDiverged: the loss is not finite.
         MissingArtifact: `start` holds no checkpoint.
         StaleArtifact: the checkpoint at `start` does not fit the model.
+        TrainingFailed: one of several processes ended without a word.
     """
     _check_samples(samples)
+    if processes > 1:
+        from clusterucb_core.training.parallel import TrainingTask, train_in_processes
+
+        task = TrainingTask(settings=settings, plan=plan, start=start, out=out, device=device)
+        return train_in_processes(task, samples, processes=processes)
     from clusterucb_core.training.loop import run_training
 
     return run_training(settings, samples, plan, start=start, out=out, device=device)

@@ -1,5 +1,8 @@
 """The training loop: `transformers.Trainer` with our batches, our schedule and our checkpoints.
 
+Where `torch.distributed.run` has started several processes, each computes its share of every step's micro
+batches, and accelerate sums their gradients.
+
 Files written: the checkpoint folders under `out`.
 """
 
@@ -62,6 +65,7 @@ class _Progress:
     plan: TrainingPlan
     ends: list[int]
     out: Path
+    trainable: list[torch.nn.Parameter]
     began_at: float = field(default_factory=time.monotonic)
     history: list[StepRecord] = field(default_factory=list[StepRecord])
     checkpoints: list[Checkpoint] = field(default_factory=list[Checkpoint])
@@ -76,7 +80,7 @@ def run_training(
     out: Path,
     device: str,
 ) -> list[Checkpoint]:
-    """Train as `clusterucb_core.training.train` says."""
+    """Train as `clusterucb_core.training.train` says; the checkpoints are those that this process wrote."""
     schedule = make_schedule(plan, len(samples))
     settings = resolve_dtype(settings, device)
     if start is None:
@@ -87,7 +91,7 @@ def run_training(
     with _kept_random_state(device), _current_device(device), tempfile.TemporaryDirectory() as scratch:
         arguments = _arguments(Path(scratch), plan, settings, steps=len(schedule.batches), device=device)
         optimizer = _optimizer(model, plan, start)
-        progress = _Progress(plan, schedule.ends, out)
+        progress = _Progress(plan, schedule.ends, out, _trainable(model))
         trainer = _LoraTrainer(model, arguments, optimizer, progress=progress, data=(samples, schedule))
         trainer.train()
     return progress.checkpoints
@@ -116,7 +120,7 @@ class _LoraTrainer(Trainer):
             optimizers=(optimizer, scheduler),
         )
         self.remove_callback(PrinterCallback)
-        # Trainer would split a step over all visible GPUs; parallel work is the executor's business.
+        # Trainer would split a step over all visible GPUs by threads; here each has a process, or none.
         args._n_gpu = min(args.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]
         self.progress = progress
         self.samples, self.schedule = data
@@ -152,28 +156,57 @@ class _LoraTrainer(Trainer):
         """Return the loss of a batch and leave its gradients; micro batches that do not fit are halved."""
         longest = max(sample.input_ids.size for sample in batch)
         while True:
-            # Seeded by step, dropout is the same whether a training runs in one go or is taken up again.
-            torch.manual_seed(child_seed(self.progress.plan.seed, "dropout", str(step)))
-            try:
-                return self._backward(model, batch)
-            except torch.cuda.OutOfMemoryError:
-                if self.micro_batch_tokens <= longest:
-                    raise
+            loss, error = self._tried(model, batch, step)
+            # all processes go on together, or none: a sum waits for every one of them
+            if not self._anywhere(error is not None):
+                return self._summed(loss)
+            if self.micro_batch_tokens <= longest:
+                raise error or torch.cuda.OutOfMemoryError(
+                    "another process of this training ran out of memory"
+                )
+            del error
             model.zero_grad()
             torch.cuda.empty_cache()
             self.micro_batch_tokens //= 2
             logger.warning("out of GPU memory; micro batches now hold %d tokens", self.micro_batch_tokens)
 
-    def _backward(self, model: torch.nn.Module, batch: list[TokenizedSample]) -> torch.Tensor:
+    def _tried(
+        self, model: torch.nn.Module, batch: list[TokenizedSample], step: int
+    ) -> tuple[torch.Tensor, torch.cuda.OutOfMemoryError | None]:
+        try:
+            return self._backward(model, batch, step), None
+        except torch.cuda.OutOfMemoryError as error:
+            return torch.zeros((), device=self.args.device), error.with_traceback(None)
+
+    def _backward(self, model: torch.nn.Module, batch: list[TokenizedSample], step: int) -> torch.Tensor:
+        """Compute this process's share of the micro batches of a step."""
         lengths = np.array([sample.input_ids.size for sample in batch])
         supervised = sum(int((sample.labels[1:] != -100).sum()) for sample in batch)
         total = torch.zeros((), device=self.args.device)
-        for group in micro_batches(lengths, self.micro_batch_tokens):
-            input_ids, labels = _padded([batch[int(index)] for index in group], self.args.device)
-            loss = _token_loss(model, input_ids, labels) / supervised
-            self.accelerator.backward(loss)
+        groups = micro_batches(lengths, self.micro_batch_tokens)
+        for number in range(self.args.process_index, len(groups), self.args.world_size):
+            # Seeded by step and group, dropout is the same in one go or taken up again, alone or shared.
+            torch.manual_seed(child_seed(self.progress.plan.seed, "dropout", f"{step}/{number}"))
+            input_ids, labels = _padded([batch[int(index)] for index in groups[number]], self.args.device)
+            with self.accelerator.no_sync(model):
+                loss = _token_loss(model, input_ids, labels) / supervised
+                self.accelerator.backward(loss)
             total += loss.detach().float()
         return total
+
+    def _anywhere(self, failed: bool) -> bool:
+        if self.args.world_size == 1:
+            return failed
+        return bool(self.accelerator.reduce(torch.tensor(float(failed), device=self.args.device), "sum"))
+
+    def _summed(self, loss: torch.Tensor) -> torch.Tensor:
+        """Sum losses and gradients over the processes."""
+        if self.args.world_size == 1:
+            return loss
+        for parameter in self.progress.trainable:
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = cast("torch.Tensor", self.accelerator.reduce(own, "sum"))
+        return cast("torch.Tensor", self.accelerator.reduce(loss, "sum"))
 
 
 class _CheckpointWriter(TrainerCallback):
@@ -195,7 +228,7 @@ class _CheckpointWriter(TrainerCallback):
                 "optimiser step %d of %d: loss %.4f, learning rate %.3g, %.2f steps/s",
                 done, progress.ends[-1], last.loss, last.learning_rate, done / seconds,
             )  # fmt: skip
-        if done not in progress.ends:
+        if done not in progress.ends or not state.is_world_process_zero:
             return
         epoch = progress.ends.index(done) + 1
         begin = progress.ends[epoch - 2] if epoch > 1 else 0
@@ -240,13 +273,17 @@ def _arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
     )
 
 
+def _trainable(model: PeftModel) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def _optimizer(model: PeftModel, plan: TrainingPlan, start: Path | None) -> torch.optim.AdamW:
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        trainable, lr=plan.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
+        _trainable(model), lr=plan.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
     )
     if start is not None:
         restore_moments(start, model, optimizer)

@@ -127,7 +127,7 @@ def test_a_run_is_opened_once_and_a_second_attempt_takes_it_over(prefect_server,
     assert run.data.tags["prefect.flow_run_url"] == "http://prefect/2"
     link = Artifact.get(key="mlflow-run").data
     assert second.mlflow_run_id in link
-    assert up in link
+    assert f"mlflow ui --backend-store-uri {up}" in link
 
 
 def test_a_finished_run_holds_parameters_curves_and_files_and_takes_nothing_twice(

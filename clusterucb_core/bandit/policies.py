@@ -59,6 +59,22 @@ class Uniform(Frozen):
     kind: Literal["uniform"] = "uniform"
 
 
+class LinUcb(Frozen):
+    """Draw the samples of which a ridge regression on side information expects most, and some at random.
+
+    `explore_fraction` of every round is uniform over the samples left; `width` standard deviations of the
+    prediction are added to it (Li et al., 2010).
+    """
+
+    kind: Literal["linucb"] = "linucb"
+    explore_fraction: float = Field(
+        default=0.1, ge=0.0, le=1.0, title="Explore fraction", description="Uniform share of every round"
+    )
+    width: float = Field(
+        default=0.0, ge=0.0, allow_inf_nan=False, title="Width", description="Weight of the uncertainty"
+    )
+
+
 class PolicySettings(Frozen):
     """A policy's name and the numbers that policies read, flat as they stand in the run configuration."""
 

@@ -1,6 +1,7 @@
 """The pull loop: cold start, then rounds of draws under a policy until the budget is spent to the sample."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,8 @@ from clusterucb_core.bandit.arms import (
     arm_stds,
     fresh_arms,
 )
-from clusterucb_core.bandit.policies import Policy, arm_bounds, next_draws
+from clusterucb_core.bandit.outlooks import Outlook, best_open, expectations, observe, open_outlook
+from clusterucb_core.bandit.policies import LinUcb, Policy, arm_bounds, next_draws
 from clusterucb_core.errors import BudgetError
 from clusterucb_core.records import FloatArray, IntArray
 
@@ -73,10 +75,11 @@ class _Pool:
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
-    """The arms [m] of one round and the bounds [k] that chose them."""
+    """The samples [m] of one round with their arms, and the bound [m] that chose each."""
 
     round: int
     kind: PullKind
+    samples: Int64Array
     arms: IntArray
     bounds: FloatArray
 
@@ -87,6 +90,7 @@ class _Run:
 
     pool: _Pool
     state: ArmState
+    outlook: Outlook | None
     log: PullLog
     reward: Reward
     on_round: Callable[[RoundReport], None] | None
@@ -96,11 +100,13 @@ def pull_arms(
     arms: Sequence[IntArray],
     reward: Reward,
     *,
-    policy: Policy,
+    policy: Policy | LinUcb,
     budget_samples: int,
     rng: np.random.Generator,
     cold_start_fraction: float = 0.05,
     round_samples: int = 1,
+    context: FloatArray | None = None,
+    prior: FloatArray | None = None,
     on_round: Callable[[RoundReport], None] | None = None,
 ) -> PullLog:
     """Draw exactly `budget_samples` samples from the arms and return every pull.
@@ -109,11 +115,14 @@ def pull_arms(
         arms: k int arrays of sample indices, each in its drawing order; an arm may be empty.
         reward: int array [m] of sample indices to float array [m], or [m, s]: a score per subtask, of which
             the largest counts. Called once per round, the cold start being one round.
-        policy: chooses the arms after the cold start.
+        policy: chooses the arms after the cold start; `LinUcb` has none, and chooses samples.
         budget_samples: rewards to compute, cold start included.
         rng: source of all randomness.
         cold_start_fraction: part of every arm that is drawn first, in [0, 1]; 0 means no cold start.
         round_samples: draws decided on one set of bounds; 1 is the paper's rule.
+        context: side information of every sample of the pool, [n, f]; `LinUcb` needs it, others ignore it.
+        prior: a cheap guess of the reward, [n] or [n, s]; it orders the first round of `LinUcb` and is side
+            information after that.
         on_round: called after every round.
 
     Returns:
@@ -127,20 +136,28 @@ def pull_arms(
     if round_samples < 1:
         raise ValueError(f"round_samples={round_samples} must be at least 1")
     pool = _gather_pool(arms)
-    cold_start = cold_start_counts(pool.sizes, cold_start_fraction)
+    contextual = isinstance(policy, LinUcb)
+    cold_start = cold_start_counts(pool.sizes, 0.0 if contextual else cold_start_fraction)
     _check_budget(budget_samples, cold_start, pool.sizes)
     state = fresh_arms(pool.sizes, capacity=budget_samples)
-    run = _Run(pool, state, _blank_log(budget_samples), reward, on_round)
+    outlook = _outlook(pool, context, prior) if contextual else None
+    run = _Run(pool, state, outlook, _blank_log(budget_samples), reward, on_round)
     if cold_start.any():
         forced = np.repeat(np.arange(len(arms)), cold_start)
-        _play(run, _Decision(0, "cold_start", forced, np.full(len(arms), np.nan)))
+        bounds = np.full(len(forced), np.nan)
+        _play(run, _Decision(0, "cold_start", _front(pool, state, forced), forced, bounds))
     number = 0
     while state.n_rewards < budget_samples:
         number += 1
         count = min(round_samples, budget_samples - state.n_rewards)
-        limit = -(-round_samples // _ARM_PARTS_PER_ROUND)
-        drawn = next_draws(policy, state, count=count, max_per_arm=limit, rng=rng)
-        _play(run, _Decision(number, "draw", drawn, arm_bounds(policy, state)))
+        if contextual:
+            assert outlook is not None, "a contextual policy has an outlook"
+            _play(run, _best_samples(run, policy, outlook, number=number, count=count, rng=rng))
+        else:
+            limit = -(-round_samples // _ARM_PARTS_PER_ROUND)
+            drawn = next_draws(policy, state, count=count, max_per_arm=limit, rng=rng)
+            bounds = arm_bounds(policy, state)[drawn]
+            _play(run, _Decision(number, "draw", _front(pool, state, drawn), drawn, bounds))
     logger.info("%d samples drawn from %d arms, %d rounds", budget_samples, len(arms), number)
     return run.log
 
@@ -227,23 +244,57 @@ def _blank_log(budget_samples: int) -> PullLog:
 
 def _play(run: _Run, decision: _Decision) -> None:
     """Draw the decided samples, compute their rewards, and add both to the log and the state."""
-    pool, state, log, arms = run.pool, run.state, run.log, decision.arms
+    state, log, samples, arms = run.state, run.log, decision.samples, decision.arms
     span = slice(state.n_rewards, state.n_rewards + len(arms))
     lefts = state.lefts[arms] - _earlier_in_round(arms)
-    samples = pool.samples[pool.starts[arms] + pool.sizes[arms] - lefts]
-    rewards = _checked_rewards(run.reward(samples.copy()), samples)
+    scores = _checked_scores(run.reward(samples.copy()), samples)
+    rewards = scores.max(axis=1)
     log.samples[span] = samples
     log.arms[span] = arms
     log.rewards[span] = rewards
     log.rounds[span] = decision.round
     log.kinds[span] = decision.kind
-    log.bounds[span] = decision.bounds[arms]
+    log.bounds[span] = decision.bounds
     log.means[span] = state.means[arms]
     log.stds[span] = arm_stds(state)[arms]
     log.lefts[span] = lefts
     add_rewards(state, arms, rewards)
+    if run.outlook is not None:
+        observe(run.outlook, samples, scores)
     if run.on_round is not None:
         run.on_round(_round_report(run, decision, samples, rewards=rewards))
+
+
+def _front(pool: _Pool, state: ArmState, arms: IntArray) -> Int64Array:
+    """Return the next samples of the drawn arms, each arm from front to back."""
+    lefts = state.lefts[arms] - _earlier_in_round(arms)
+    return pool.samples[pool.starts[arms] + pool.sizes[arms] - lefts]
+
+
+def _outlook(pool: _Pool, context: FloatArray | None, prior: FloatArray | None) -> Outlook:
+    if context is None:
+        raise ValueError("LinUcb regresses rewards on side information; give context, an array [n, f]")
+    return open_outlook(pool.samples, context, prior)
+
+
+def _best_samples(
+    run: _Run, policy: LinUcb, outlook: Outlook, *, number: int, count: int, rng: np.random.Generator
+) -> _Decision:
+    """Choose the samples of one round: the best by expectation, then some at random from the others."""
+    expected = expectations(outlook, width=policy.width)
+    at_random = count if expected is None else math.floor(policy.explore_fraction * count + 1e-9)
+    nothing = np.zeros(0, dtype=np.int64)
+    best = nothing if expected is None else best_open(outlook, expected, count - at_random)
+    others = np.setdiff1d(np.flatnonzero(outlook.open), best, assume_unique=True)
+    samples = np.concatenate([best, rng.choice(others, size=at_random, replace=False)])
+    bounds = np.full(count, np.nan) if expected is None else expected[samples]
+    return _Decision(number, "draw", samples, _arms_of(run.pool, samples), bounds)
+
+
+def _arms_of(pool: _Pool, samples: Int64Array) -> Int64Array:
+    order = np.argsort(pool.samples, kind="stable")
+    places = order[np.searchsorted(pool.samples, samples, sorter=order)]
+    return np.searchsorted(np.cumsum(pool.sizes), places, side="right")
 
 
 def _earlier_in_round(arms: IntArray) -> Int64Array:
@@ -255,7 +306,8 @@ def _earlier_in_round(arms: IntArray) -> Int64Array:
     return earlier
 
 
-def _checked_rewards(raw: FloatArray, samples: Int64Array) -> Float64Array:
+def _checked_scores(raw: FloatArray, samples: Int64Array) -> Float64Array:
+    """Return the scores [m, s] of a round, one column where the reward gives one number a sample."""
     rewards = np.asarray(raw, dtype=np.float64)
     m = len(samples)
     if rewards.ndim not in (1, 2) or len(rewards) != m or rewards.size < m:
@@ -267,7 +319,7 @@ def _checked_rewards(raw: FloatArray, samples: Int64Array) -> Float64Array:
             f"the reward of sample {samples[first]} is {rewards[first]}, not a finite number; "
             "leave samples out of the arms that cannot be scored"
         )
-    return rewards if rewards.ndim == 1 else rewards.max(axis=1)
+    return rewards.reshape(m, -1)
 
 
 def _round_report(

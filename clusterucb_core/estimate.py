@@ -21,7 +21,7 @@ from clusterucb_core.lm.chat import Tokenized, tokenize_batch
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.pool.ingest import IngestCounts, ingest_counts
 from clusterucb_core.records import Exclusion, Target, TargetRow
-from clusterucb_core.selection import is_bandit, share_of
+from clusterucb_core.selection import cold_start_of, is_bandit, share_of
 from clusterucb_core.stages.intake import run_ingest
 from clusterucb_core.stages.models import open_chat
 from clusterucb_core.targets.catalog import load_target
@@ -165,7 +165,7 @@ def _bandit_counts(config: RunConfig, n: int) -> tuple[int, int, int]:
     except ValueError as error:
         raise InvalidConfig(f"clusters.k={config.clusters.k} does not fit {n} samples: {error}") from error
     sizes = np.array([n // k + (cluster < n % k) for cluster in range(k)])
-    cold_start = int(cold_start_counts(sizes, settings.cold_start_fraction).sum())
+    cold_start = int(cold_start_counts(sizes, cold_start_of(settings)).sum())
     budget = share_of(settings.budget_fraction, n)
     if budget < max(1, cold_start):
         raise BudgetError(
@@ -247,7 +247,8 @@ def _warnings(plan: RunPlan, counts: _Counts, target: Target, disk_bytes: int) -
             f"warmup.batch_size={config.warmup.batch_size} is above the {warmup_samples} samples of the "
             "warmup: each epoch is one optimiser step on a smaller batch"
         )
-    if is_bandit(config.selection.policy) and counts.budget_samples < 2 * counts.n_clusters:
+    draws_clusters = is_bandit(config.selection.policy) and config.selection.policy != "linucb"
+    if draws_clusters and counts.budget_samples < 2 * counts.n_clusters:
         yield (
             f"the budget of {counts.budget_samples} samples leaves fewer than two draws for each of "
             f"{counts.n_clusters} clusters; raise selection.budget_fraction or lower clusters.k"

@@ -6,7 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from clusterucb_core.bandit.policies import POLICY_KINDS, Policy, PolicySettings, configured_policy
+from clusterucb_core.bandit.policies import (
+    POLICY_KINDS,
+    LinUcb,
+    Policy,
+    PolicySettings,
+    configured_policy,
+)
 from clusterucb_core.errors import BudgetError, InvalidConfig
 
 OTHER_POLICIES = ("linucb", "random", "full")
@@ -94,11 +100,13 @@ def check_selection(settings: SelectionSettings) -> None:
     """Refuse settings that name what this version does not do.
 
     Raises:
-        InvalidConfig: the policy is `linucb`, or an audit is asked for.
+        InvalidConfig: side information other than gradients, or an audit is asked for.
         BudgetError: more is to be selected than the budget draws.
     """
-    if settings.policy == "linucb":
-        raise InvalidConfig("selection.policy=linucb is not available in this version; choose ucb_beta")
+    if settings.policy == "linucb" and settings.context != "gradient":
+        raise InvalidConfig(
+            f"selection.context={settings.context} is not available in this version; use gradient"
+        )
     if settings.audit_fraction:
         raise InvalidConfig(
             f"selection.audit_fraction={settings.audit_fraction} asks for a certificate, which this version "
@@ -113,18 +121,25 @@ def check_selection(settings: SelectionSettings) -> None:
 
 
 def is_bandit(policy: str) -> bool:
-    """Tell whether a policy draws from clusters under a budget."""
-    return policy in POLICY_KINDS
+    """Tell whether a policy draws under a budget, by clusters or by side information."""
+    return policy == "linucb" or policy in POLICY_KINDS
 
 
-def bandit_policy(settings: SelectionSettings) -> Policy:
+def cold_start_of(settings: SelectionSettings) -> float:
+    """Return the share of each cluster that is drawn first; `linucb` has no cold start."""
+    return 0.0 if settings.policy == "linucb" else settings.cold_start_fraction
+
+
+def bandit_policy(settings: SelectionSettings) -> Policy | LinUcb:
     """Return the bandit policy that the settings name, with the settings that it reads.
 
     Raises:
         InvalidConfig: the name is none of a bandit policy.
     """
+    if settings.policy == "linucb":
+        return LinUcb(explore_fraction=settings.explore_fraction)
     if not is_bandit(settings.policy):
-        raise InvalidConfig(f"selection.policy={settings.policy} is no cluster policy")
+        raise InvalidConfig(f"selection.policy={settings.policy} draws under no budget")
     return configured_policy(settings)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from clusterucb_core.bandit.arms import Float64Array, Int64Array
 from clusterucb_core.bandit.regression import (
@@ -70,7 +71,8 @@ def observe(outlook: Outlook, samples: IntArray, scores: FloatArray) -> None:
     if outlook.sums is None:
         width = outlook.context.shape[1] + outlook.guesses.shape[1]
         outlook.sums = fresh_sums(width, scores.shape[1])
-    add_rows(outlook.sums, _inputs(outlook, samples), scores)
+    with _one_thread():
+        add_rows(outlook.sums, _inputs(outlook, samples), scores)
 
 
 def expectations(outlook: Outlook, *, width: float) -> Float64Array | None:
@@ -82,10 +84,11 @@ def expectations(outlook: Outlook, *, width: float) -> Float64Array | None:
     """
     if outlook.sums is None:
         return outlook.prior
-    fit = fit_ridge(outlook.sums)
     expected = np.empty(len(outlook.context))
-    for rows in _blocks(outlook):
-        expected[rows] = _expected(fit, _inputs(outlook, rows), width).max(axis=1)
+    with _one_thread():
+        fit = fit_ridge(outlook.sums)
+        for rows in _blocks(outlook):
+            expected[rows] = _expected(fit, _inputs(outlook, rows), width).max(axis=1)
     return expected
 
 
@@ -97,6 +100,11 @@ def best_open(outlook: Outlook, expected: Float64Array, count: int) -> Int64Arra
         last = -np.partition(-values, count - 1)[count - 1] if count else np.inf
         candidates = candidates[values >= last]
     return candidates[np.argsort(-expected[candidates], kind="stable")][:count]
+
+
+def _one_thread() -> threadpool_limits:
+    """How a product is divided among threads moves its last bits, and with them a draw."""
+    return threadpool_limits(limits=1, user_api="blas")
 
 
 def _expected(fit: RidgeFit, inputs: FloatArray, width: float) -> Float64Array:

@@ -5,7 +5,7 @@ the shards of the samples that are drawn.
 """
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from clusterucb_core.artifacts import new_artifact, read_manifest
+from clusterucb_core.bandit.policies import LinUcb
 from clusterucb_core.bandit.pulls import PullLog, RoundReport, pull_arms
 from clusterucb_core.errors import BudgetError, InvalidPool, TooManyExcluded
 from clusterucb_core.execution import ExecutionSettings
@@ -21,8 +22,9 @@ from clusterucb_core.influence import aggregate_scores, top_k
 from clusterucb_core.lm.devices import leased_device
 from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray, IntArray
 from clusterucb_core.seeds import child_rng
-from clusterucb_core.selection import SelectionSettings, bandit_policy, is_bandit, share_of
+from clusterucb_core.selection import SelectionSettings, bandit_policy, cold_start_of, is_bandit, share_of
 from clusterucb_core.stages.clusters import read_clustering
+from clusterucb_core.stages.contexts import SideInformation, gradient_context
 from clusterucb_core.stages.features import usable_samples
 from clusterucb_core.stages.intake import candidate_ids, pool_size
 from clusterucb_core.stages.models import FeatureSpace
@@ -159,7 +161,7 @@ def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSett
     lost: dict[int, str] = {}
     while True:
         try:
-            log = _pull(spec, book, filler, arms=_arms(spec, clusters, lost))
+            log = _pull(spec, book, filler, arms=_arms(spec, clusters, lost), workspace=workspace)
             break
         except UnusableSamples as error:
             # what was computed stays in the store, so the repeat without these samples is a replay
@@ -173,22 +175,40 @@ def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSett
     return Drawn(ids, influence, clusters, log, exclusions + late, len(log.samples))
 
 
-def _pull(spec: DrawSpec, book: ScoreBook, filler: BookFiller, *, arms: list[IntArray]) -> PullLog:
+def _pull(
+    spec: DrawSpec, book: ScoreBook, filler: BookFiller, *, arms: list[IntArray], workspace: Workspace
+) -> PullLog:
     def reward(rows: IntArray) -> FloatArray:
         filler.fill(book, rows)
-        return aggregate_scores(total_scores(book, rows), spec.settings.aggregate)
+        scores = total_scores(book, rows)
+        # the largest score counts either way, but a policy may model each subtask by itself
+        return scores if spec.settings.aggregate == "max" else aggregate_scores(scores, "mean")
 
     available = sum(len(arm) for arm in arms)
+    policy = bandit_policy(spec.settings)
+    side = _side_information(spec, book, workspace) if isinstance(policy, LinUcb) else None
     return pull_arms(
         arms,
         reward,
-        policy=bandit_policy(spec.settings),
+        policy=policy,
         budget_samples=min(available, share_of(spec.settings.budget_fraction, pool_size(spec.candidates))),
-        cold_start_fraction=spec.settings.cold_start_fraction,
+        cold_start_fraction=cold_start_of(spec.settings),
         round_samples=spec.settings.round_samples,
+        context=None if side is None else side.context,
+        prior=None if side is None else side.prior,
         rng=child_rng(spec.seed, "policy", str(spec.period)),
         on_round=_log_round,
     )
+
+
+def _side_information(spec: DrawSpec, book: ScoreBook, workspace: Workspace) -> SideInformation:
+    assert spec.first_space is not None, "side information comes from the first checkpoint"
+    side = gradient_context(
+        spec.first_space, book.sample_ids, book.target, weights=book.weights, workspace=workspace
+    )
+    if spec.settings.aggregate == "max":
+        return side
+    return replace(side, prior=aggregate_scores(side.prior, "mean")[:, None])
 
 
 def _log_round(report: RoundReport) -> None:

@@ -130,7 +130,7 @@ def test_a_template_counts_by_its_text_wherever_it_stands(copy):
 @pytest.mark.parametrize(
     ("override", "error", "message"),
     [
-        ("selection.policy=linucb", InvalidConfig, "policy=linucb is not available in this version"),
+        ("selection={policy: linucb, context: proxy}", InvalidConfig, "context=proxy is not available"),
         ("selection.audit_fraction=0.04", InvalidConfig, "asks for a certificate"),
         ("clusters.features=hidden_state", InvalidConfig, "clusters.features=hidden_state is not available"),
         ("selection.top_fraction=0.5", BudgetError, "only drawn samples can be selected"),

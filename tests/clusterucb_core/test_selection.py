@@ -3,6 +3,7 @@ from pydantic import ValidationError
 
 from clusterucb_core.bandit.policies import (
     POLICY_KINDS,
+    LinUcb,
     ThresholdHard,
     ThresholdNormal,
     Ucb1,
@@ -15,6 +16,7 @@ from clusterucb_core.selection import (
     SelectionSettings,
     bandit_policy,
     check_selection,
+    cold_start_of,
     is_bandit,
     known_policy,
     share_of,
@@ -62,10 +64,17 @@ def test_a_policy_takes_the_settings_that_it_reads(policy, expected):
     assert is_bandit(policy)
 
 
-@pytest.mark.parametrize("policy", ["random", "full", "linucb"])
-def test_what_is_no_cluster_policy_says_so(policy):
+def test_linucb_takes_its_share_of_chance_and_no_cold_start():
+    settings = SelectionSettings(policy="linucb", explore_fraction=0.3)
+    assert bandit_policy(settings) == LinUcb(explore_fraction=0.3)
+    assert is_bandit("linucb")
+    assert (cold_start_of(settings), cold_start_of(SelectionSettings())) == (0.0, 0.05)
+
+
+@pytest.mark.parametrize("policy", ["random", "full"])
+def test_what_draws_under_no_budget_says_so(policy):
     assert not is_bandit(policy)
-    with pytest.raises(InvalidConfig, match=f"selection.policy={policy} is no cluster policy"):
+    with pytest.raises(InvalidConfig, match=f"selection.policy={policy} draws under no budget"):
         bandit_policy(SelectionSettings(policy=policy))
 
 
@@ -88,10 +97,10 @@ def test_the_form_shows_a_list_of_policies():
     assert (field["type"], field["enum"]) == ("string", list(POLICY_NAMES))
 
 
-def test_linucb_is_refused_with_a_sentence():
-    with pytest.raises(InvalidConfig) as caught:
-        check_selection(SelectionSettings(policy="linucb"))
-    assert str(caught.value) == ("selection.policy=linucb is not available in this version; choose ucb_beta")
+@pytest.mark.parametrize("context", ["hidden_state", "proxy"])
+def test_other_side_information_than_gradients_is_refused_with_a_sentence(context):
+    with pytest.raises(InvalidConfig, match=f"selection.context={context} is not available in this version"):
+        check_selection(SelectionSettings(policy="linucb", context=context))
 
 
 def test_an_audit_is_refused_with_a_sentence():

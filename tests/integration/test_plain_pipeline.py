@@ -87,6 +87,26 @@ def test_dynamic_mode_selects_again_before_each_epoch(plain, config, tmp_path):
     assert len(read_selected(first)) == len(read_selected(second)) == 15
 
 
+@pytest.mark.parametrize("mode", [("warmup.epochs=2",), ("mode=dynamic", "warmup.steps=3")])
+def test_side_information_captures_more_at_the_same_budget_than_the_rule_of_the_paper(
+    plain, config, tmp_path, mode
+):
+    captured = {}
+    for policy in ("linucb", "ucb_beta"):
+        changes = (
+            "pool.max_samples=300",
+            "clusters.k=8",
+            "finetune.epochs=2",
+            "selection.budget_fraction=0.1",
+        )
+        run = plain.run_plain(
+            config, tmp_path, *changes, *mode, f"selection.policy={policy}", baselines=("full",)
+        )
+        captured[policy] = run.summaries[0].captured_influence
+        assert len(read_pulls(run.chosen.periods[-1].draws)) == 30
+    assert captured["linucb"] > captured["ucb_beta"] + 0.1
+
+
 def test_a_leak_stays_in_the_pool_but_is_never_drawn(plain, config, tmp_path):
     run = plain.run_plain(config, tmp_path, "selection.policy=random", "finetune.epochs=1")
     leaks = [item for item in candidate_exclusions(run.inputs.candidates) if item.stage == "leak"]

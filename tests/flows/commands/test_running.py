@@ -69,7 +69,7 @@ def test_a_missing_file_is_bad_usage(call, tmp_path, command):
         ("target.validation=absent.jsonl", "absent.jsonl"),
         ("model.base=/absent", "/absent"),
         ("pool.sources=[{path: absent.jsonl}]", "absent.jsonl"),
-        ("selection.policy=linucb", "not available"),
+        ("selection={policy: linucb, context: proxy}", "not available"),
         ("selection.audit_fraction=0.1", "certificate"),
         ("selection.top_fraction=0.5", "raise the budget"),
     ],

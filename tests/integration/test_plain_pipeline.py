@@ -87,6 +87,7 @@ def test_dynamic_mode_selects_again_before_each_epoch(plain, config, tmp_path):
     assert len(read_selected(first)) == len(read_selected(second)) == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [("warmup.epochs=2",), ("mode=dynamic", "warmup.steps=3")])
 def test_side_information_captures_more_at_the_same_budget_than_the_rule_of_the_paper(
     plain, config, tmp_path, mode

@@ -11,15 +11,17 @@ from typing import Annotated, Literal, assert_never, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.frozen import Frozen
-from clusterucb_core.records import FloatArray
+from clusterucb_core.records import FloatArray, IntArray
 from clusterucb_core.seeds import child_rng
 
 _DENSE_ENTRIES = 2**22  # entries of the dense matrix held at once
+_LONG_SLICE = 4096  # from so many entries on, a processor adds slices faster than it gathers entries
 
 
 class RollSketch(Frozen):
@@ -81,10 +83,16 @@ def resolve_projection(name: ProjectionName, *, dim: int, n_parameters: int, see
 
 @dataclass(frozen=True)
 class _Draw:
-    """What was drawn for one parameter: signs [numel], and rotations [chunks] or buckets [numel]."""
+    """What was drawn for one parameter.
+
+    `signs` [numel]. `places`: buckets [numel], or the rotations, on the host, of those chunks that are added
+    slice by slice: the last ones. `sources`: where each entry of the chunks before them comes from once they
+    are rotated; their signs are in that order.
+    """
 
     signs: Tensor
     places: Tensor
+    sources: Tensor
 
 
 @dataclass(frozen=True)
@@ -117,14 +125,24 @@ class Projector:
 
     def _draw(self, name: str, numel: int) -> _Draw:
         if name not in self._draws:
-            rng = child_rng(self.projection.seed, self.projection.kind, name)
-            signs = torch.from_numpy(_signs(rng, numel)).to(self.device, self.dtype)
             dim = self.projection.dim
-            if self.projection.kind == "roll":  # rotations stay on the host, which slices by them
-                places = torch.from_numpy(rng.integers(0, dim, -(-numel // dim)))
+            rng = child_rng(self.projection.seed, self.projection.kind, name)
+            signs = _signs(rng, numel)
+            sources = np.zeros(0, dtype=np.int32)
+            if self.projection.kind == "roll":
+                rotations = rng.integers(0, dim, -(-numel // dim))
+                sliced = self.device.type == "cpu" and dim >= _LONG_SLICE
+                gathered = 0 if sliced else numel // dim
+                sources = _rotated_sources(rotations[:gathered], dim)
+                signs[: len(sources)] = signs[sources]
+                places = torch.from_numpy(rotations[gathered:])
             else:
                 places = torch.from_numpy(rng.integers(0, dim, numel)).to(self.device)
-            self._draws[name] = _Draw(signs, places)
+            self._draws[name] = _Draw(
+                torch.from_numpy(signs).to(self.device, self.dtype),
+                places,
+                torch.from_numpy(sources).to(self.device),
+            )
         return self._draws[name]
 
 
@@ -133,11 +151,23 @@ def _signs(rng: np.random.Generator, count: int) -> FloatArray:
     return bits.astype(np.float32) * 2 - 1
 
 
+def _rotated_sources(rotations: IntArray, dim: int) -> NDArray[np.int32]:
+    """Return which entry [chunks * dim] comes to each place when every chunk is rotated by its own amount."""
+    within = (np.arange(dim) - rotations[:, None]) % dim
+    return (within + dim * np.arange(len(rotations))[:, None]).ravel().astype(np.int32)
+
+
 def _add_rolled(draw: _Draw, gradients: Tensor, out: Tensor) -> None:
+    """Add whole chunks by a few large operations, which suit a GPU, and what is left slice by slice."""
     dim = out.shape[1]
+    gathered = len(draw.sources)
+    if gathered:
+        rotated = gradients.index_select(1, draw.sources).mul_(draw.signs[:gathered])
+        out.add_(rotated.view(len(out), -1, dim).sum(dim=1))
     for chunk, rotation in enumerate(draw.places.tolist()):
-        values = gradients[:, chunk * dim : (chunk + 1) * dim]
-        signs = draw.signs[chunk * dim : (chunk + 1) * dim]
+        start = gathered + chunk * dim
+        values = gradients[:, start : start + dim]
+        signs = draw.signs[start : start + dim]
         fitting = min(dim - rotation, values.shape[1])
         out[:, rotation : rotation + fitting].addcmul_(values[:, :fitting], signs[:fitting])
         if fitting < values.shape[1]:

@@ -58,6 +58,18 @@ def test_a_projection_equals_the_dense_matrix_of_its_draws(kind, numel):
     np.testing.assert_allclose(project(projection, "layer.lora_A", gradients), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("numel", [4095, 4096, 10_000, 16_384])
+def test_long_rotated_chunks_give_the_same_sums_as_short_ones(numel):
+    gradients = torch.randn(3, numel, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    projection = RollSketch(dim=4096, seed=7)
+    rng = child_rng(projection.seed, projection.kind, "w")
+    signs, rotations = drawn_signs(rng, numel), rng.integers(0, 4096, -(-numel // 4096))
+    expected = np.zeros((3, 4096))
+    columns = (np.arange(numel) + np.repeat(rotations, 4096)[:numel]) % 4096
+    np.add.at(expected, (slice(None), columns), gradients.numpy() * signs)
+    np.testing.assert_allclose(project(projection, "w", gradients), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_inner_products_survive_within_six_standard_errors(kind):
     # the variance of a projected inner product of unit vectors is at most 2 / dim

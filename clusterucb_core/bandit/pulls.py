@@ -136,11 +136,11 @@ def pull_arms(
     if round_samples < 1:
         raise ValueError(f"round_samples={round_samples} must be at least 1")
     pool = _gather_pool(arms)
-    contextual = isinstance(policy, LinUcb)
-    cold_start = cold_start_counts(pool.sizes, 0.0 if contextual else cold_start_fraction)
+    by_sample = isinstance(policy, LinUcb)
+    cold_start = cold_start_counts(pool.sizes, 0.0 if by_sample else cold_start_fraction)
     _check_budget(budget_samples, cold_start, pool.sizes)
     state = fresh_arms(pool.sizes, capacity=budget_samples)
-    outlook = _outlook(pool, context, prior) if contextual else None
+    outlook = _outlook(pool, context, prior) if by_sample else None
     run = _Run(pool, state, outlook, _blank_log(budget_samples), reward, on_round)
     if cold_start.any():
         forced = np.repeat(np.arange(len(arms)), cold_start)
@@ -149,15 +149,7 @@ def pull_arms(
     number = 0
     while state.n_rewards < budget_samples:
         number += 1
-        count = min(round_samples, budget_samples - state.n_rewards)
-        if contextual:
-            assert outlook is not None, "a contextual policy has an outlook"
-            _play(run, _best_samples(run, policy, outlook, number=number, count=count, rng=rng))
-        else:
-            limit = -(-round_samples // _ARM_PARTS_PER_ROUND)
-            drawn = next_draws(policy, state, count=count, max_per_arm=limit, rng=rng)
-            bounds = arm_bounds(policy, state)[drawn]
-            _play(run, _Decision(number, "draw", _front(pool, state, drawn), drawn, bounds))
+        _play(run, _decide(run, policy, number=number, round_samples=round_samples, rng=rng))
     logger.info("%d samples drawn from %d arms, %d rounds", budget_samples, len(arms), number)
     return run.log
 
@@ -277,10 +269,25 @@ def _outlook(pool: _Pool, context: FloatArray | None, prior: FloatArray | None) 
     return open_outlook(pool.samples, context, prior)
 
 
+def _decide(
+    run: _Run, policy: Policy | LinUcb, *, number: int, round_samples: int, rng: np.random.Generator
+) -> _Decision:
+    state = run.state
+    count = min(round_samples, len(run.log.samples) - state.n_rewards)
+    if isinstance(policy, LinUcb):
+        return _best_samples(run, policy, number=number, count=count, rng=rng)
+    limit = -(-round_samples // _ARM_PARTS_PER_ROUND)
+    drawn = next_draws(policy, state, count=count, max_per_arm=limit, rng=rng)
+    bounds = arm_bounds(policy, state)[drawn]
+    return _Decision(number, "draw", _front(run.pool, state, drawn), drawn, bounds)
+
+
 def _best_samples(
-    run: _Run, policy: LinUcb, outlook: Outlook, *, number: int, count: int, rng: np.random.Generator
+    run: _Run, policy: LinUcb, *, number: int, count: int, rng: np.random.Generator
 ) -> _Decision:
     """Choose the samples of one round: the best by expectation, then some at random from the others."""
+    outlook = run.outlook
+    assert outlook is not None, "a policy of samples has an outlook"
     expected = expectations(outlook, width=policy.width)
     at_random = count if expected is None else math.floor(policy.explore_fraction * count + 1e-9)
     nothing = np.zeros(0, dtype=np.int64)

@@ -1,18 +1,23 @@
-"""One batch of samples to features: hooks where they are exact, one backward pass a sample where not."""
+"""One batch of samples to features: hooks where they are exact, replays elsewhere, else sample by sample."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from clusterucb_core.features.adam import AdamMoments
-from clusterucb_core.features.hooks import Capture, capturing, evaluating, plan_hooks
+from clusterucb_core.features.agreement import relative_error, rounding_tolerance
+from clusterucb_core.features.call_sums import CallSums
+from clusterucb_core.features.hooks import LinearHooks, evaluating, frozen, own_gradients
 from clusterucb_core.features.losses import LossModel, loss_model, sample_losses
 from clusterucb_core.features.projections import Projection
+from clusterucb_core.features.replay import Replays
 from clusterucb_core.features.sinks import feature_recipe, trainable_parameters
+from clusterucb_core.features.slices import SampleSlices
 from clusterucb_core.features.token_rows import TokenLimits, TokenRow, pad_batch
+from clusterucb_core.features.ways import Way, WayPlan, plan_ways, ways_summary
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +38,8 @@ class GradientEngine:
     """Computes per-sample features of one model. One thread at a time may use a model.
 
     Args of the constructor: `model`, a PEFT model with LoRA; `moments`, Adam moments [p] or None for plain
-    gradients; `projection`, or None to keep all p entries.
+    gradients; `projection`, or None to keep all p entries. It raises InvalidModel, naming the layer, where a
+    parameter cannot have per-sample gradients at all.
     """
 
     def __init__(
@@ -42,11 +48,11 @@ class GradientEngine:
         self._model = model
         self._parts: LossModel = loss_model(model)
         self._trainable = trainable_parameters(model)
-        self._plan = plan_hooks(model, self._trainable)
+        self._plan: WayPlan | None = plan_ways(model, self._trainable)
         self._recipe = feature_recipe(self._trainable, moments, projection, device=self._parts.device)
-        self._hooks_are_exact = not self._plan.unclaimed
-        if not self._hooks_are_exact:
-            _log_fallback(self._plan.unclaimed)
+        self._tolerance = rounding_tolerance(model)
+        self._order_is_proven = False
+        _log_plan(self._plan)
 
     @property
     def limits(self) -> TokenLimits:
@@ -59,9 +65,16 @@ class GradientEngine:
         return self._recipe.width
 
     @property
+    def ways(self) -> dict[str, Way]:
+        """The way that each trainable parameter takes; it may change where a batch shows it to be inexact."""
+        if self._plan is None:
+            return dict.fromkeys(self._trainable, "one_by_one")
+        return self._plan.ways
+
+    @property
     def hooks_are_exact(self) -> bool:
-        """Whether hooks claim every trainable parameter; otherwise each sample has its own backward pass."""
-        return self._hooks_are_exact
+        """Whether hooks claim every trainable parameter."""
+        return set(self.ways.values()) == {"hook"}
 
     def gradients(self, samples: Sequence[TokenRow]) -> BatchGradients:
         """Return the features of one batch.
@@ -72,55 +85,97 @@ class GradientEngine:
         Returns:
             Features, losses and largest entries, in the order of the samples.
         """
+        if len(samples) > 1 and len(samples) == max(len(sample.input_ids) for sample in samples):
+            # an axis of samples could not be told from one of tokens
+            middle = len(samples) // 2
+            return _joined([self.gradients(samples[:middle]), self.gradients(samples[middle:])])
         with evaluating(self._model), torch.inference_mode(mode=False), torch.enable_grad():
-            if self._hooks_are_exact:
-                hooked = self._hooked(samples)
-                if hooked is not None:
-                    return hooked
-            return self._looped(samples)
+            while self._plan is not None:
+                found = self._batched(self._plan, samples)
+                if isinstance(found, BatchGradients):
+                    return found
+                self._plan = self._weaker_plan(self._plan, found)
+            return _joined([self._single(self._parts, sample) for sample in samples])
 
     def one_by_one(self, samples: Sequence[TokenRow]) -> BatchGradients:
-        """Return the same by plain autograd, one backward pass a sample: slow, exact for any parameter."""
+        """Return the same by plain autograd, the model's own forward on one sample at a time: slow, exact."""
         with evaluating(self._model), torch.inference_mode(mode=False), torch.enable_grad():
-            return self._looped(samples)
+            return _joined([self._single(self._parts.plain(), sample) for sample in samples])
 
-    def _hooked(self, samples: Sequence[TokenRow]) -> BatchGradients | None:
+    def _batched(self, plan: WayPlan, samples: Sequence[TokenRow]) -> BatchGradients | dict[str, str]:
+        """Return the features, or the parameters whose gradients are not exact, each with the reason."""
         batch = pad_batch(samples, self._parts.device)
         sink = self._recipe.sink(len(samples))
-        capture = Capture(self._plan, (len(samples), batch.input_ids.shape[1]), sink)
-        with capturing(self._plan, self._trainable, self._parts.embedding, capture):
+        sums = CallSums(plan.ways, sink)
+        slices = SampleSlices(*batch.input_ids.shape)
+        hooks = LinearHooks(plan.hooked, slices, sums)
+        replays = Replays(plan.sites, slices, sums)
+        with frozen(self._trainable, self._parts.embedding), hooks.attached(), replays.attached():
             losses = sample_losses(self._parts, batch)
-            losses.sum().backward()
-        missed = capture.missed()
+            sums.backward(losses.sum())
+        replays.reject_differing(self._tolerance)
+        missed = sums.missed()
         if missed:
-            self._hooks_are_exact = False
-            _log_fallback(missed)
-            return None
-        return BatchGradients(sink.features, losses.detach(), sink.largest)
+            return missed
+        found = BatchGradients(sink.features, losses.detach(), sink.largest)
+        if (hooks.flattened or replays.flattened) and not self._is_in_order(samples, found):
+            return dict.fromkeys(plan.ways, "its layer sees the tokens of all samples in an order of its own")
+        return found
 
-    def _looped(self, samples: Sequence[TokenRow]) -> BatchGradients:
-        rows = [self._single(sample) for sample in samples]
-        return BatchGradients(
-            features=torch.cat([row.features for row in rows]),
-            losses=torch.cat([row.losses for row in rows]),
-            largest=torch.cat([row.largest for row in rows]),
-        )
+    def _is_in_order(self, samples: Sequence[TokenRow], found: BatchGradients) -> bool:
+        """Compare two samples with autograd, once, where only the order of tokens tells samples apart."""
+        if not self._order_is_proven:
+            chosen = [0, len(samples) - 1]
+            expected = _joined([self._single(self._parts, samples[index]) for index in chosen])
+            error = relative_error(found.features[chosen], expected.features)
+            self._order_is_proven = error <= self._tolerance
+        return self._order_is_proven
 
-    def _single(self, sample: TokenRow) -> BatchGradients:
-        losses = sample_losses(self._parts, pad_batch([sample], self._parts.device))
-        parameters = list(self._trainable.values())
-        gradients = torch.autograd.grad(losses.sum(), parameters, allow_unused=True, materialize_grads=True)
+    def _weaker_plan(self, plan: WayPlan, missed: Mapping[str, str]) -> WayPlan | None:
+        """Replay what hooks did not catch; None, one by one for all, where replays are not exact either."""
+        name, reason = next(iter(missed.items()))
+        logger.warning("no exact gradients of %d parameters (first: %s): %s", len(missed), name, reason)
+        failed = set(missed)
+        weaker = None
+        if failed <= set(plan.hooked):
+            unhookable = failed.union(name for name in plan.ways if name not in plan.hooked)
+            weaker = plan_ways(self._model, self._trainable, unhookable=unhookable)
+        _log_plan(weaker)
+        return weaker
+
+    def _single(self, parts: LossModel, sample: TokenRow) -> BatchGradients:
         sink = self._recipe.sink(1)
-        for name, gradient in zip(self._trainable, gradients, strict=True):
-            # a copy: the sink works in place, and autograd may return one tensor twice
-            sink.add(name, gradient.to(self._recipe.dtype, copy=True).reshape(1, -1))
+        with own_gradients(self._trainable, parts.embedding):
+            losses = sample_losses(parts, pad_batch([sample], parts.device))
+            losses.sum().backward()  # autograd.grad would refuse re-entrant checkpoints
+            for name, parameter in self._trainable.items():
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                # a copy: the sink works in place, and a gradient may be a view of another
+                sink.add(name, gradient.to(self._recipe.dtype, copy=True).reshape(1, -1))
         return BatchGradients(sink.features, losses.detach(), sink.largest)
 
 
-def _log_fallback(names: Sequence[str]) -> None:
+def _joined(parts: Sequence[BatchGradients]) -> BatchGradients:
+    return BatchGradients(
+        features=torch.cat([part.features for part in parts]),
+        losses=torch.cat([part.losses for part in parts]),
+        largest=torch.cat([part.largest for part in parts]),
+    )
+
+
+def _log_plan(plan: WayPlan | None) -> None:
+    if plan is None:
+        logger.warning("every parameter: each sample gets a backward pass of its own, which is slower")
+        return
+    summary = ways_summary(plan.ways)
+    if "replay" not in summary:
+        logger.info("per-sample gradients of all %d parameters by hooks", len(plan.hooked))
+        return
     logger.warning(
-        "no hook gives exact per-sample gradients of %d parameters (first: %s); "
-        "each sample gets a backward pass of its own, which is slower",
-        len(names),
-        names[0],
+        "per-sample gradients of %d parameters by hooks, of %d (first: %s) by running %d layers again sample "
+        "by sample, which is slower",
+        len(plan.hooked),
+        summary["replay"]["parameters"],
+        summary["replay"]["first"],
+        len(plan.sites),
     )

@@ -1,21 +1,27 @@
-"""Per-sample gradient features of a LoRA model: bad samples set apart, batches cut where memory ends."""
+"""Per-sample gradient features of a LoRA model: bad samples set apart, batches cut where memory ends.
+
+Matrix products follow PyTorch's own settings, which nothing here changes. By default float32 products are
+exact to float32; where TF32 is allowed on a GPU (`torch.backends.cuda.matmul.allow_tf32`), those of the
+model and of the gradients are both rounded to it, and `check_engine` allows for that.
+"""
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from clusterucb_core.errors import ClusterUcbError, InvalidModel
 from clusterucb_core.features.adam import AdamMoments
+from clusterucb_core.features.agreement import relative_error, rounding_tolerance
 from clusterucb_core.features.batches import plan_batches
 from clusterucb_core.features.engine import GradientEngine
 from clusterucb_core.features.outcomes import batch_outcomes
 from clusterucb_core.features.projections import Projection
-from clusterucb_core.features.token_rows import TokenRow, unusable_reason
+from clusterucb_core.features.token_rows import IGNORED, TokenRow, unusable_reason
+from clusterucb_core.features.ways import ways_summary
 from clusterucb_core.records import IntArray
 
 __all__ = [
@@ -28,10 +34,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-# relative error of a batched gradient against autograd, one sample at a time
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-_LOW_PRECISION_TOLERANCE = 0.1
 
 
 class UnusableSamples(ClusterUcbError):
@@ -53,12 +55,14 @@ class FeatureBatch:
     """Features of one planned batch.
 
     `indices` [b] into the samples; `features` float32 [b, d], unit rows if projected, else [b, p];
-    `excluded` holds (index, reason, detail) of the batch's unusable samples.
+    `excluded` holds (index, reason, detail) of the batch's unusable samples; `ways`, from `ways_summary`,
+    says how gradients are computed by the end of the batch.
     """
 
     indices: IntArray
     features: NDArray[np.float32]
     excluded: tuple[tuple[int, str, str], ...]
+    ways: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict[str, Mapping[str, int | str]])
 
 
 def gradient_features(
@@ -129,21 +133,23 @@ def iter_gradient_features(
 def check_engine(model: nn.Module, samples: Sequence[TokenRow]) -> None:
     """Compare the batched gradients of two samples with plain autograd before any work starts.
 
+    The two differ in length, so that padding and the cut between samples count: where no two do, one is
+    shortened. Autograd runs the model's own forward, one sample at a time, without any short cut.
+
     Args:
         model: the model whose gradients are about to be computed.
-        samples: any samples; the first two usable ones are compared.
+        samples: any samples; the first usable one and the first usable of another length are compared.
 
     Raises:
         InvalidModel: the gradients differ by more than rounding.
     """
     engine = GradientEngine(model)
-    usable = [sample for sample in samples if unusable_reason(sample, engine.limits) is None][:2]
-    if not usable:
+    pair = _unequal_pair([sample for sample in samples if unusable_reason(sample, engine.limits) is None])
+    if not pair:
         logger.warning("no usable sample among %d to check the gradient engine with", len(samples))
         return
-    batched, single = engine.gradients(usable), engine.one_by_one(usable)
-    error = _relative_error(batched.features, single.features)
-    tolerance = _TOLERANCE.get(_coarsest_dtype(model), _LOW_PRECISION_TOLERANCE)
+    batched, single = engine.gradients(pair), engine.one_by_one(pair)
+    error, tolerance = relative_error(batched.features, single.features), rounding_tolerance(model)
     if error > tolerance:
         raise InvalidModel(
             f"batched gradients differ from autograd by {error:.1e} (allowed: {tolerance:.0e}); the engine "
@@ -151,20 +157,27 @@ def check_engine(model: nn.Module, samples: Sequence[TokenRow]) -> None:
         )
 
 
-def _relative_error(features: Tensor, expected: Tensor) -> float:
-    """Return the largest relative error of a row; rows that are not finite must agree in that."""
-    broken = ~torch.isfinite(expected).all(dim=1)
-    if not torch.equal(broken, ~torch.isfinite(features).all(dim=1)):
-        return float("inf")
-    difference = torch.linalg.vector_norm(features - expected, dim=1)
-    scale = torch.linalg.vector_norm(expected, dim=1)
-    error = torch.where(difference == 0, 0.0, difference / scale)
-    return float(torch.where(broken, 0.0, error).max())
+@dataclass(frozen=True)
+class _Tokens:
+    """Tokens of a sample that was made up."""
+
+    input_ids: IntArray
+    labels: IntArray
 
 
-def _coarsest_dtype(model: nn.Module) -> torch.dtype:
-    floating = {parameter.dtype for parameter in model.parameters() if parameter.dtype.is_floating_point}
-    return max(floating, key=lambda dtype: torch.finfo(dtype).eps)
+def _unequal_pair(usable: Sequence[TokenRow]) -> list[TokenRow]:
+    """Return a sample and one of another length; a single one, or none, where there is no such pair."""
+    if not usable:
+        return []
+    first = usable[0]
+    for other in usable:
+        if len(other.input_ids) != len(first.input_ids):
+            return [first, other]
+    # to its first supervised token, and no further
+    end = int(np.flatnonzero(np.asarray(first.labels)[1:] != IGNORED)[0]) + 2
+    if end < len(first.input_ids):
+        return [first, _Tokens(first.input_ids[:end], first.labels[:end])]
+    return list(usable[:2])
 
 
 def _iter_batches(
@@ -182,4 +195,5 @@ def _iter_batches(
             else:
                 excluded.append((index, outcome.reason or "", outcome.detail))
         features = np.stack(rows) if rows else np.zeros((0, engine.width), dtype=np.float32)
-        yield FeatureBatch(np.array(kept, dtype=np.int64), features, tuple(excluded))
+        indices = np.array(kept, dtype=np.int64)
+        yield FeatureBatch(indices, features, tuple(excluded), ways_summary(engine.ways))

@@ -1,7 +1,7 @@
 """The loss of each sample of a batch, one by one: the mean over its supervised tokens."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -11,23 +11,59 @@ from torch.nn import functional
 from clusterucb_core.errors import InvalidModel
 from clusterucb_core.features.token_rows import PaddedBatch, TokenLimits
 
-# Their forward is body, then lm_head, and nothing after it (no soft cap, no logit scale).
-_PLAIN_HEADS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
+# Their forward is body, then lm_head, and nothing after it but the soft cap of Gemma (no logit scale): where
+# the body is.
+_BODIES = {
+    "GPT2LMHeadModel": "transformer",
+    "GPTNeoXForCausalLM": "gpt_neox",
+    "Gemma2ForCausalLM": "model",
+    "Gemma3ForCausalLM": "model",
+    "LlamaForCausalLM": "model",
+    "MistralForCausalLM": "model",
+    "MixtralForCausalLM": "model",
+    "Phi3ForCausalLM": "model",
+    "Qwen2ForCausalLM": "model",
+    "Qwen3ForCausalLM": "model",
+    "Qwen3MoeForCausalLM": "model",
+}
+_SOFT_CAPPED = frozenset({"Gemma2ForCausalLM", "Gemma3ForCausalLM"})
 # Strictly causal: what is padded on the right cannot reach a supervised position, mask or none.
-_CAUSAL = frozenset({"gemma2", "gpt2", "llama", "mistral", "qwen2", "qwen3"})
+_CAUSAL = frozenset(
+    {
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "llama",
+        "mistral",
+        "mixtral",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+    }
+)
 
 
 @dataclass(frozen=True)
 class LossModel:
-    """How one model is run for its losses: `body` and `head` apart where that is exact, else `whole`."""
+    """How one model is run for its losses: `body` and `head` apart where that is exact, else `whole`.
+
+    `soft_cap` bounds the logits of the head, as Gemma does.
+    """
 
     whole: nn.Module
     embedding: nn.Module
     body: nn.Module | None
     head: nn.Linear | None
+    soft_cap: float | None
     pass_mask: bool
     device: torch.device
     limits: TokenLimits
+
+    def plain(self) -> "LossModel":
+        """Return the same model without any short cut: its own forward, with a mask."""
+        return replace(self, body=None, head=None, pass_mask=True)
 
 
 def loss_model(model: nn.Module) -> LossModel:
@@ -58,6 +94,7 @@ def loss_model(model: nn.Module) -> LossModel:
         embedding=embedding,
         body=body,
         head=head,
+        soft_cap=config.final_logit_softcapping if type(causal).__name__ in _SOFT_CAPPED else None,
         pass_mask=config.model_type not in _CAUSAL or bidirectional,
         device=weight.device,
         limits=TokenLimits(weight.shape[0], getattr(config, "max_position_embeddings", None)),
@@ -91,7 +128,8 @@ def _supervised_logits(parts: LossModel, batch: PaddedBatch) -> Tensor:
         logits = parts.whole(**inputs, use_cache=False).logits
         return logits.reshape(-1, logits.shape[-1]).index_select(0, batch.positions)
     hidden = parts.body(**inputs, use_cache=False).last_hidden_state
-    return parts.head(hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.positions))
+    logits = parts.head(hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.positions))
+    return logits if parts.soft_cap is None else torch.tanh(logits / parts.soft_cap) * parts.soft_cap
 
 
 def _causal_model(model: nn.Module) -> nn.Module:
@@ -100,9 +138,9 @@ def _causal_model(model: nn.Module) -> nn.Module:
 
 
 def _body_and_head(causal: nn.Module) -> tuple[nn.Module | None, nn.Linear | None]:
-    if type(causal).__name__ not in _PLAIN_HEADS:
+    if type(causal).__name__ not in _BODIES:
         return None, None
-    body, head = getattr(causal, "model", None), getattr(causal, "lm_head", None)
+    body, head = getattr(causal, _BODIES[type(causal).__name__], None), getattr(causal, "lm_head", None)
     # a LoRA layer, a saved copy or an offloading hook is more than the plain matrix product
     if not isinstance(body, nn.Module) or type(head) is not nn.Linear or hasattr(head, "_hf_hook"):
         return None, None

@@ -141,7 +141,8 @@ def write_shard(
         provenance: kept in the manifest, for instance the run that paid for the shard.
 
     Returns:
-        The reference of the shard's artifact; excluded samples are listed in its manifest.
+        The reference of the shard's artifact; its manifest lists excluded samples and says, as
+        `gradient_ways`, how many parameters had their gradients by hooks, replays or one by one.
 
     Raises:
         ValueError: the samples are not those of the shard.
@@ -164,7 +165,7 @@ def write_shard(
     with new_artifact(artifact_root, stage, shard.fingerprint, manifest) as folder:
         rows = _open_rows(folder / FEATURES_FILE, len(samples), model, projection)
         stream = iter_gradient_features(model, samples, batches, moments=moments, projection=projection)
-        manifest["excluded"] = _fill(rows, stream, shard)
+        manifest["excluded"], manifest["gradient_ways"] = _fill(rows, stream, shard)
         manifest["dim"] = rows.shape[1]
         manifest["bytes"] = (folder / FEATURES_FILE).stat().st_size
     return ArtifactRef(
@@ -182,17 +183,19 @@ def _open_rows(
 
 def _fill(
     rows: "np.memmap[Any, Any]", stream: Iterable[FeatureBatch], shard: Shard
-) -> list[tuple[str, str, str]]:
-    """Write the rows batch by batch, and return (sample id, reason, detail) of what was excluded."""
+) -> tuple[list[tuple[str, str, str]], Mapping[str, Any]]:
+    """Write the rows batch by batch; return (sample id, reason, detail) of what is excluded, and the ways."""
     excluded: list[tuple[str, str, str]] = []
+    ways: Mapping[str, Any] = {}
     start = time.monotonic()
     for batch in stream:
         # gradients without projection come with their own length, and 16 bits have no room for it
         rows[batch.indices] = batch.features / np.linalg.norm(batch.features, axis=1, keepdims=True)
         excluded.extend((shard.sample_ids[i], reason, detail) for i, reason, detail in batch.excluded)
+        ways = batch.ways
     rows.flush()
     _log_rate(shard, len(excluded), time.monotonic() - start)
-    return excluded
+    return excluded, ways
 
 
 def _log_rate(shard: Shard, excluded: int, seconds: float) -> None:

@@ -1,6 +1,5 @@
 """The whole run in plain Python: no orchestrator, no tracker."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,6 @@ from clusterucb_core.stages.intake import candidate_exclusions, candidate_ids
 from clusterucb_core.store import open_catalog, pool_sample_ids
 
 RECIPE = TinyModelRecipe(vocabulary=300, hidden=16, layers=1, heads=2, steps=2, batch_samples=4)
-
-
-@pytest.fixture(scope="module")
-def plain():
-    path = Path(__file__).with_name("plain_run.py")
-    spec = importlib.util.spec_from_file_location("plain_run", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -85,14 +85,9 @@ def open_trajectory(target: str, *, seed: int, samples: int, periods: int, folde
 def _computed(
     target: str, *, seed: int, samples: int, periods: int, folder: Path
 ) -> dict[str, NDArray[np.generic]]:
-    settings = ModelSettings(
-        base=str(Path(os.environ["CLUSTERUCB_MODELS"]) / "tiny-llama"),
-        dtype="float32",
-        max_length=512,
-        lora=LoraSettings(r=4, alpha=16, dropout=0.0),
-    )
-    pool = _tokens(settings, _pool(samples, folder))
-    goal = load_target(_target_settings(target), Path())
+    settings = tiny_llama_settings(rank=4)
+    pool = _tokens(settings, pool_samples(samples, folder))
+    goal = load_target(target_settings(target), Path())
     names, subtask = subtask_index(goal)
     rows = np.arange(len(subtask))[: VALIDATION_ROWS[target]]
     validation = _tokens(settings, [validation_samples(goal)[row] for row in rows])
@@ -102,13 +97,13 @@ def _computed(
     )
     rng = child_rng(seed, "trajectory", target)
     first = rng.permutation(len(pool))[: WARMUP_STEPS * BATCH]
-    _train(model, optimizer, [pool[row] for row in first])
+    train_epoch(model, optimizer, [pool[row] for row in first])
     result: dict[str, NDArray[np.generic]] = {"tokens": np.array([sample.input_ids.size for sample in pool])}
     for period in range(periods):
         began = time.monotonic()
         gradients = gradient_features(model, validation, max_batch_tokens=BATCH_TOKENS)
         gradients /= np.linalg.norm(gradients, axis=1, keepdims=True)
-        scores, features = _scores(model, pool, _moments(model, optimizer), (gradients, subtask[rows]))
+        scores, features = _scores(model, pool, adam_moments(model, optimizer), (gradients, subtask[rows]))
         result[f"scores_{period}"] = scores
         means = np.zeros((len(names), gradients.shape[1]), dtype=np.float32)
         np.add.at(means, subtask[rows], gradients)
@@ -116,12 +111,23 @@ def _computed(
         if period == 0:
             result["features"] = features
         best = top_k(aggregate_scores(scores, "max"), len(pool) // 20)
-        _train(model, optimizer, [pool[row] for row in rng.permutation(best)])
+        train_epoch(model, optimizer, [pool[row] for row in rng.permutation(best)])
         logger.warning("%s, seed %d, period %d: %.0f s", target, seed, period, time.monotonic() - began)
     return result
 
 
-def _pool(samples: int, folder: Path) -> list[Sample]:
+def tiny_llama_settings(*, rank: int) -> ModelSettings:
+    """Return the settings of the tiny Llama with a LoRA adapter of some rank."""
+    return ModelSettings(
+        base=str(Path(os.environ["CLUSTERUCB_MODELS"]) / "tiny-llama"),
+        dtype="float32",
+        max_length=512,
+        lora=LoraSettings(r=rank, alpha=4 * rank, dropout=0.0),
+    )
+
+
+def pool_samples(samples: int, folder: Path) -> list[Sample]:
+    """Return so many samples of the shared pool, ingested below a folder."""
     sources = [{"path": "gsm8k_train.jsonl.gz"}, {"path": "*.gz"}]
     data = Path(os.environ["CLUSTERUCB_DATA"]) / "pool"
     ref = ingest(PoolSettings.model_validate({"sources": sources}), base_folder=data, artifact_root=folder)
@@ -129,7 +135,8 @@ def _pool(samples: int, folder: Path) -> list[Sample]:
     return list(read_samples(ref, set(chosen)))
 
 
-def _target_settings(name: str) -> TargetSettings:
+def target_settings(name: str) -> TargetSettings:
+    """Return the settings of a target of the shared data."""
     path = Path(os.environ["CLUSTERUCB_DATA"]) / "targets" / f"{name}.jsonl.gz"
     return TargetSettings(name=name, validation=str(path), test=str(path))
 
@@ -152,7 +159,10 @@ def _cut(sample: TokenizedSample) -> TokenizedSample:
     return TokenizedSample(sample.sample_id, sample.input_ids[kept], sample.labels[kept])
 
 
-def _train(model: PeftModel, optimizer: torch.optim.Optimizer, samples: Sequence[TokenizedSample]) -> None:
+def train_epoch(
+    model: PeftModel, optimizer: torch.optim.Optimizer, samples: Sequence[TokenizedSample]
+) -> None:
+    """Train on samples in the order given, batch by batch."""
     model.train()
     for start in range(0, len(samples), BATCH):
         batch = samples[start : start + BATCH]
@@ -167,7 +177,8 @@ def _train(model: PeftModel, optimizer: torch.optim.Optimizer, samples: Sequence
         optimizer.step()
 
 
-def _moments(model: PeftModel, optimizer: torch.optim.Optimizer) -> AdamMoments:
+def adam_moments(model: PeftModel, optimizer: torch.optim.Optimizer) -> AdamMoments:
+    """Return the state of the optimiser [p] in the order of the trainable parameters."""
     states = [optimizer.state[p] for p in model.parameters() if p.requires_grad]
     first, second = (
         np.concatenate([state[kind].numpy().ravel() for state in states])

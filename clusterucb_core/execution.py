@@ -8,9 +8,6 @@ from clusterucb_core.frozen import Frozen
 
 Auto = Literal["auto"]
 
-CPU_BATCH_TOKENS = 4096
-GPU_BATCH_TOKENS = 16384
-
 
 class ExecutionSettings(Frozen):
     """How a run is executed."""
@@ -43,7 +40,11 @@ class ExecutionSettings(Frozen):
         description="About how many samples one shard task computes.",
     )
     max_batch_tokens: Annotated[int, Field(ge=1)] | Auto = Field(
-        default="auto", title="Tokens a batch", description="Padded tokens of one forward and backward pass."
+        default="auto",
+        title="Tokens a batch",
+        description=(
+            "Padded tokens of one forward and backward pass. auto: what a GPU has memory for; 4,096 on a CPU."
+        ),
     )
     storage_root: str | None = Field(
         default=None,
@@ -55,10 +56,3 @@ class ExecutionSettings(Frozen):
         title="When tracking is down",
         description="buffer: keep in the state folder what MLflow could not take, and go on. fail: stop.",
     )
-
-
-def batch_tokens(settings: ExecutionSettings, device: str) -> int:
-    """Return the padded tokens of one batch on a device."""
-    if settings.max_batch_tokens != "auto":
-        return settings.max_batch_tokens
-    return GPU_BATCH_TOKENS if device.startswith("cuda") else CPU_BATCH_TOKENS

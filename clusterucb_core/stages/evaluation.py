@@ -18,11 +18,12 @@ from clusterucb_core.evaluation import (
     test_losses,
     write_task_files,
 )
-from clusterucb_core.execution import ExecutionSettings, batch_tokens
+from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.lm.chat import prompt_text
 from clusterucb_core.lm.devices import leased_device
 from clusterucb_core.lm.loading import load_base, load_tokenizer
 from clusterucb_core.lm.lora import load_adapter
+from clusterucb_core.lm.token_budget import batch_tokens
 from clusterucb_core.lm.tokens import open_tokens
 from clusterucb_core.records import ArtifactRef, EvalResult, FloatArray, Target
 from clusterucb_core.stages.features import checkpoint_folder
@@ -75,7 +76,13 @@ def run_evaluation(
 ) -> ArtifactRef:
     """Evaluate, and keep the results and the loss of every test row."""
     with leased_device(execution.device) as device:
-        return _evaluated(spec, workspace, settings, device=device, tokens=batch_tokens(execution, device))
+        tokens = batch_tokens(
+            execution.max_batch_tokens,
+            spec.model.settings,
+            n_parameters=spec.model.n_parameters,
+            device=device,
+        )
+        return _evaluated(spec, workspace, settings, device=device, tokens=tokens)
 
 
 def _evaluated(

@@ -12,7 +12,7 @@ from peft import PeftModel
 from pydantic import Field
 
 from clusterucb_core.errors import MissingArtifact, TooManyExcluded
-from clusterucb_core.execution import ExecutionSettings, batch_tokens
+from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.features.gradients import AdamMoments, check_engine
 from clusterucb_core.features.projections import Projection, ProjectionName, resolve_projection
 from clusterucb_core.features.store import (
@@ -27,6 +27,7 @@ from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.checkpoints import read_moments
 from clusterucb_core.lm.devices import leased_device
 from clusterucb_core.lm.lora import load_adapter, replace_adapter, resolve_device
+from clusterucb_core.lm.token_budget import batch_tokens
 from clusterucb_core.lm.tokens import TokenTable, open_tokens
 from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray
 from clusterucb_core.stages.models import CheckpointRef, FeatureSpace, ModelRef
@@ -135,7 +136,12 @@ def plan_shards_of(
         sample_ids,
         table.lengths[np.array([rows[sample] for sample in sample_ids], dtype=np.int64)],
         shard_samples=execution.shard_samples,
-        max_batch_tokens=batch_tokens(execution, resolve_device(execution.device)),
+        max_batch_tokens=batch_tokens(
+            execution.max_batch_tokens,
+            space.model.settings,
+            n_parameters=space.model.n_parameters,
+            device=resolve_device(execution.device),
+        ),
     )
 
 

@@ -41,6 +41,7 @@ from clusterucb_core.lm.checkpoints import (
 )
 from clusterucb_core.lm.lora import load_adapter, new_adapter, resolve_dtype
 from clusterucb_core.lm.settings import ModelSettings
+from clusterucb_core.lm.token_budget import FEWEST_TOKENS, MEMORY_SHARE, activation_bytes_per_token
 from clusterucb_core.records import IntArray, TokenizedSample
 from clusterucb_core.seeds import child_seed
 from clusterucb_core.training.plan import (
@@ -54,8 +55,6 @@ from clusterucb_core.training.plan import (
 logger = logging.getLogger(__name__)
 
 CPU_MICRO_BATCH_TOKENS = 2048
-# Share of the free GPU memory that the activations of one micro batch may take by estimate.
-GPU_MEMORY_SHARE = 0.5
 
 
 @dataclass
@@ -318,14 +317,10 @@ def _micro_batch_tokens(plan: TrainingPlan, model: PeftModel, device: torch.devi
         return plan.micro_batch_tokens
     if device.type != "cuda":
         return CPU_MICRO_BATCH_TOKENS
-    config = cast("PreTrainedModel", model.get_base_model()).config.get_text_config()
-    hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
-    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    element = next(model.parameters()).element_size()
-    # Kept per token: about 16 activations of hidden size and 4 of the inner size a layer, logits thrice.
-    per_token = layers * (16 * hidden + 4 * inner) * element + 12 * int(config.vocab_size)
+    config = cast("PreTrainedModel", model.get_base_model()).config
+    per_token = activation_bytes_per_token(config, next(model.parameters()).element_size())
     free, _ = torch.cuda.mem_get_info(device)
-    return max(1024, int(GPU_MEMORY_SHARE * free / per_token))
+    return max(FEWEST_TOKENS, int(MEMORY_SHARE * free / per_token))
 
 
 @contextmanager

@@ -13,7 +13,9 @@ _LOW_PRECISION = 0.1
 def rounding_tolerance(model: nn.Module) -> float:
     """Return the relative error that rounding may cause in a model, by its coarsest parameters."""
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
-        return _LOW_PRECISION  # kernels for quantised weights round the other factor too, to bf16 for instance
+        return (
+            _LOW_PRECISION  # kernels for quantised weights round the other factor too, to bf16 for instance
+        )
     parameters = list(model.parameters())
     coarsest = max({p.dtype for p in parameters}, key=lambda dtype: torch.finfo(dtype).eps)
     if coarsest == torch.float32 and any(p.is_cuda for p in parameters):

@@ -123,19 +123,22 @@ def _peak(settings: WorkloadSettings, lengths: Sequence[int], choice: Choice, na
 def compare(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return the ratios that the acceptance asks for, as far as their ways were timed."""
     found: dict[str, float] = {}
-    ours = {way["dim"]: way for way in figures.values() if way["group"] == "ours"}
-    for dim, own in ours.items():
-        seconds = own["seconds"]["median"]
-        if FLOOR in figures:
-            found[f"ours_to_{dim}_over_floor"] = own["times_the_floor"]["median"]
-            found |= _memory_ratio(f"ours_to_{dim}_memory_over_floor", own, figures[FLOOR])
-        for name, way in figures.items():
-            if way["group"] == "less" and way["dim"] == dim:
-                found[f"{name} over ours"] = rounded(way["seconds"]["median"] / seconds)
+    less = {name: way for name, way in figures.items() if way["group"] == "less"}
+    for way_name, own in figures.items():
+        if own["group"] not in ("ours", "auto"):
+            continue
+        if FLOOR in figures and own["group"] == "ours":
+            found[f"{way_name}_over_floor".replace(" ", "_")] = own["times_the_floor"]["median"]
+            found |= _memory_ratio(f"{way_name}_memory_over_floor".replace(" ", "_"), own, figures[FLOOR])
+        found |= {
+            f"{name} over {way_name}": rounded(way["seconds"]["median"] / own["seconds"]["median"])
+            for name, way in less.items()
+            if way["dim"] == own["dim"]
+        }
     others = [way["seconds"]["median"] for way in figures.values() if way["group"] == "bergson"]
+    ours = [way["seconds"]["median"] for way in figures.values() if way["group"] == "ours"]
     if others and ours:
-        slowest = max(way["seconds"]["median"] for way in ours.values())
-        found["fastest_bergson_over_slowest_ours"] = rounded(min(others) / slowest)
+        found["fastest_bergson_over_slowest_ours"] = rounded(min(others) / max(ours))
     return found
 
 

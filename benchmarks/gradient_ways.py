@@ -4,17 +4,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import bergson_modes
+import numpy as np
 import torch
 from bergson_modes import BergsonMode
 from gradient_workload import Workload, WorkloadSettings, batch_loss, build_workload, matrix_parameters
 from less_loop import COLLECTED, DenseProjection, less_features
 from measuring import Way, peak_memory, return_large_blocks_at_once
 
+from clusterucb_core.features.batches import plan_batches
 from clusterucb_core.features.engine import GradientEngine
 from clusterucb_core.features.gradients import iter_gradient_features
 from clusterucb_core.features.projections import Projection, RollSketch
+from clusterucb_core.lm.token_budget import CPU_BATCH_TOKENS
 
-GROUPS = ("floor", "ours", "stages", "less", "bergson")
+GROUPS = ("floor", "ours", "auto", "stages", "less", "bergson")
 FLOOR = "floor"
 _SLOW_ROUNDS = 2  # a way that takes many times the floor is timed at most so often
 _RAW_LIMIT_BYTES = 8 * 2**30  # unprojected gradients that are held at once
@@ -87,6 +90,17 @@ def _ours(workload: Workload, choice: Choice) -> Iterator[FeatureWay]:
     for dim in choice.dims:
         run = _our_features(workload, RollSketch(dim=dim, seed=_SEED))
         yield FeatureWay("ours", Way(f"ours to {dim}", run), dim=dim)
+
+
+def _ours_in_auto_batches(workload: Workload, choice: Choice) -> Iterator[FeatureWay]:
+    if workload.device.type == "cuda":
+        return  # auto follows from a configuration on disk there
+    settings = replace(workload.settings, batch_tokens=CPU_BATCH_TOKENS)
+    lengths = np.array([len(sample.input_ids) for sample in workload.samples], dtype=np.int64)
+    batches = plan_batches(lengths, max_batch_tokens=CPU_BATCH_TOKENS)
+    rebatched = replace(workload, settings=settings, batches=batches)
+    for way in _ours(rebatched, choice):
+        yield replace(way, group="auto", way=replace(way.way, name=f"{way.name}, {CPU_BATCH_TOKENS} tokens"))
 
 
 def _our_features(workload: Workload, projection: Projection) -> Callable[[], None]:
@@ -185,6 +199,7 @@ def _spread(batches: Sequence[list[int]], count: int) -> list[list[int]]:
 _GROUP_WAYS: dict[str, Callable[[Workload, Choice], Iterator[FeatureWay | Skipped]]] = {
     "floor": _floor,
     "ours": _ours,
+    "auto": _ours_in_auto_batches,
     "stages": _stages,
     "less": _less,
     "bergson": _bergson,

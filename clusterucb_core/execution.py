@@ -43,7 +43,7 @@ class ExecutionSettings(Frozen):
         default="auto",
         title="Tokens a batch",
         description=(
-            "Padded tokens of one forward and backward pass. auto: what a GPU has memory for; 4,096 on a CPU."
+            "Padded tokens of one forward and backward pass. auto: what a GPU has memory for; 2,048 on a CPU."
         ),
     )
     storage_root: str | None = Field(

@@ -8,7 +8,7 @@ from clusterucb_core.lm.settings import ModelSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-CPU_BATCH_TOKENS = 4096
+CPU_BATCH_TOKENS = 2048  # more leave the cache, fewer use the cores badly: benchmarks/featurize.py
 FEWEST_TOKENS, MOST_TOKENS = 1024, 65536
 MEMORY_SHARE = 0.5  # of what the weights leave: attention, projections and fragments take the rest
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -46,7 +46,7 @@ def batch_tokens(
         device: `cpu`, `cuda` or `cuda:<number>`.
 
     Returns:
-        `wanted` where it is a number; otherwise a power of two from 1,024 to 65,536 on a GPU, 4,096 on a CPU.
+        `wanted` where it is a number; otherwise a power of two from 1,024 to 65,536 on a GPU, 2,048 on a CPU.
     """
     if wanted != "auto":
         return wanted

@@ -30,8 +30,8 @@ def on_gpu(monkeypatch):
     return budget
 
 
-@pytest.mark.parametrize(("wanted", "tokens"), [(512, 512), ("auto", 4096)])
-def test_a_processor_takes_4096_tokens_unless_told_otherwise(wanted, tokens):
+@pytest.mark.parametrize(("wanted", "tokens"), [(512, 512), ("auto", 2048)])
+def test_a_processor_takes_2048_tokens_unless_told_otherwise(wanted, tokens):
     settings = ModelSettings(base="nowhere")
     assert batch_tokens(wanted, settings, n_parameters=1, device="cpu") == tokens
 

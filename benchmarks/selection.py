@@ -24,7 +24,7 @@ from clusterucb_core.clustering import spherical_kmeans
 from clusterucb_core.influence import captured_influence, recall_at_k, top_k
 from clusterucb_core.seeds import child_rng
 from clusterucb_core.selection import share_of
-from clusterucb_core.stages.contexts import fold
+from clusterucb_core.stages.contexts import NARROWEST, context_width, fold
 
 TOP_FRACTION, BUDGETS, CLUSTERS = 0.05, (0.05, 0.1, 0.2), 50
 POLICIES: dict[str, Policy] = {
@@ -128,8 +128,9 @@ def run(
     ways: dict[str, Draw] = {name: draws_of(policy) for name, policy in POLICIES.items()}
     ways |= {
         "prior only": by_prior,
-        "linucb 512": linear(512, 0.1),
-        "linucb 512, no chance": linear(512, 0.0),
+        "linucb": linear(context_width(samples), 0.1),
+        "linucb, context of 512": linear(NARROWEST, 0.1),
+        "linucb, no chance": linear(context_width(samples), 0.0),
     }
     rows: list[dict[str, object]] = []
     for target in targets:
@@ -139,7 +140,7 @@ def run(
             for case in replays(
                 open_trajectory(target, seed=seed, samples=samples, periods=periods, folder=folder),
                 seed=seed,
-                widths=(512,),
+                widths=(NARROWEST, context_width(samples)),
             )
         ]
         for name, draw in ways.items():

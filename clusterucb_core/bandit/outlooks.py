@@ -13,11 +13,11 @@ from threadpoolctl import threadpool_limits
 
 from clusterucb_core.bandit.arms import Float64Array, Int64Array
 from clusterucb_core.bandit.regression import (
+    RidgeData,
     RidgeFit,
-    RidgeSums,
     add_rows,
     fit_ridge,
-    fresh_sums,
+    fresh_rows,
     predict,
     prediction_stds,
 )
@@ -25,6 +25,8 @@ from clusterucb_core.records import FloatArray, IntArray
 
 # 64 MiB of float32 at once while side information is read
 _BLOCK_VALUES = 2**24
+# A regression stands until its rows have grown by this share: what less would add cannot move it by much.
+_GROWTH = 1 / 32
 
 
 @dataclass(slots=True)
@@ -32,24 +34,30 @@ class Outlook:
     """The side information of n samples and the regression on it; only this module changes it.
 
     `context` [n, f] is read as it stands and divided by `scale`; `guesses` [n, g] are prior columns of unit
-    variance; `prior` [n] their largest. `open` [n] tells which samples may still be drawn.
+    variance. `open` [n] tells which samples may still be drawn. `expected` [n] was
+    computed from `fitted` rows of `data`; before there are any it is the largest guess, if there are guesses.
     """
 
     context: FloatArray
     scale: float
     guesses: NDArray[np.float32]
-    prior: Float64Array | None
     open: NDArray[np.bool_]
-    sums: RidgeSums | None
+    width: float
+    data: RidgeData | None
+    expected: Float64Array | None
+    fitted: int
 
 
-def open_outlook(samples: IntArray, context: FloatArray, prior: FloatArray | None) -> Outlook:
+def open_outlook(
+    samples: IntArray, context: FloatArray, prior: FloatArray | None, *, width: float = 0.0
+) -> Outlook:
     """Return the outlook over the samples that may be drawn.
 
     Args:
         samples: indices of the samples that may be drawn, rows of `context`.
         context: side information of every sample of the pool, [n, f]; a memory map is fine.
         prior: a cheap guess of the reward, [n] or [n, s], or None.
+        width: how many standard deviations of the prediction are added to what is expected.
 
     Raises:
         ValueError: shapes that do not fit, or side information that is not finite.
@@ -62,33 +70,33 @@ def open_outlook(samples: IntArray, context: FloatArray, prior: FloatArray | Non
     may_draw = np.zeros(len(context), dtype=np.bool_)
     may_draw[samples] = True
     columns, largest = _prior_columns(prior, len(context))
-    return Outlook(context, _spread(context), columns, largest, may_draw, None)
+    return Outlook(context, _spread(context), columns, may_draw, width, None, largest, 0)
 
 
 def observe(outlook: Outlook, samples: IntArray, scores: FloatArray) -> None:
     """Add the scores [m, s] of drawn samples to the regression, and close the samples."""
     outlook.open[samples] = False
-    if outlook.sums is None:
+    if outlook.data is None:
         width = outlook.context.shape[1] + outlook.guesses.shape[1]
-        outlook.sums = fresh_sums(width, scores.shape[1])
+        outlook.data = fresh_rows(width, scores.shape[1])
     with _one_thread():
-        add_rows(outlook.sums, _inputs(outlook, samples), scores)
+        outlook.data = add_rows(outlook.data, _inputs(outlook, samples), scores)
 
 
-def expectations(outlook: Outlook, *, width: float) -> Float64Array | None:
-    """Return what is expected of every sample [n]; None while nothing is known of any.
+def expectations(outlook: Outlook) -> Float64Array | None:
+    """Return what is expected of every sample [n], refitted where enough rewards came in since the last call.
 
-    Args:
-        outlook: the outlook.
-        width: how many standard deviations of the prediction are added.
+    None while nothing is known of any sample.
     """
-    if outlook.sums is None:
-        return outlook.prior
+    data = outlook.data
+    if data is None or data.n - outlook.fitted < _GROWTH * outlook.fitted:
+        return outlook.expected
     expected = np.empty(len(outlook.context))
     with _one_thread():
-        fit = fit_ridge(outlook.sums)
+        fit = fit_ridge(data)
         for rows in _blocks(outlook):
-            expected[rows] = _expected(fit, _inputs(outlook, rows), width).max(axis=1)
+            expected[rows] = _expected(fit, _inputs(outlook, rows), outlook.width).max(axis=1)
+    outlook.expected, outlook.fitted = expected, data.n
     return expected
 
 

@@ -140,7 +140,7 @@ def pull_arms(
     cold_start = cold_start_counts(pool.sizes, 0.0 if by_sample else cold_start_fraction)
     _check_budget(budget_samples, cold_start, pool.sizes)
     state = fresh_arms(pool.sizes, capacity=budget_samples)
-    outlook = _outlook(pool, context, prior) if by_sample else None
+    outlook = _outlook(pool, policy, context, prior) if isinstance(policy, LinUcb) else None
     run = _Run(pool, state, outlook, _blank_log(budget_samples), reward, on_round)
     if cold_start.any():
         forced = np.repeat(np.arange(len(arms)), cold_start)
@@ -263,10 +263,10 @@ def _front(pool: _Pool, state: ArmState, arms: IntArray) -> Int64Array:
     return pool.samples[pool.starts[arms] + pool.sizes[arms] - lefts]
 
 
-def _outlook(pool: _Pool, context: FloatArray | None, prior: FloatArray | None) -> Outlook:
+def _outlook(pool: _Pool, policy: LinUcb, context: FloatArray | None, prior: FloatArray | None) -> Outlook:
     if context is None:
         raise ValueError("LinUcb regresses rewards on side information; give context, an array [n, f]")
-    return open_outlook(pool.samples, context, prior)
+    return open_outlook(pool.samples, context, prior, width=policy.width)
 
 
 def _decide(
@@ -288,7 +288,7 @@ def _best_samples(
     """Choose the samples of one round: the best by expectation, then some at random from the others."""
     outlook = run.outlook
     assert outlook is not None, "a policy of samples has an outlook"
-    expected = expectations(outlook, width=policy.width)
+    expected = expectations(outlook)
     at_random = count if expected is None else math.floor(policy.explore_fraction * count + 1e-9)
     nothing = np.zeros(0, dtype=np.int64)
     best = nothing if expected is None else best_open(outlook, expected, count - at_random)

@@ -18,8 +18,9 @@ from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.scores import TargetGradients
 from clusterucb_core.workspace import Workspace
 
-# Every round takes an eigendecomposition of its size: 512 in a tenth of a second.
-CONTEXT_DIM = 512
+# 1 GiB of float32 for the whole pool; the narrowest that was measured to rank well, and the widest whose
+# eigendecomposition takes seconds.
+CONTEXT_VALUES, NARROWEST, WIDEST = 2**28, 512, 2048
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,17 @@ def gradient_context(
     # one thread: how a product is divided must not move a draw
     with threadpool_limits(limits=1, user_api="blas"):
         for block in store.iter_blocks(sample_ids):
-            context.append(fold(block, CONTEXT_DIM, seed=first.seed))
+            context.append(fold(block, context_width(len(sample_ids)), seed=first.seed))
             scores = [subtask_scores(block, gradients, target.subtask) for gradients in target.by_checkpoint]
             prior.append(
                 np.sum([weight * part for weight, part in zip(weights, scores, strict=True)], axis=0)
             )
     return SideInformation(np.concatenate(context), np.concatenate(prior))
+
+
+def context_width(n_samples: int) -> int:
+    """Return how many columns of side information a pool of so many samples gets."""
+    return min(WIDEST, max(NARROWEST, CONTEXT_VALUES // max(1, n_samples)))
 
 
 def fold(features: FloatArray, width: int, *, seed: int) -> NDArray[np.float32]:

@@ -45,7 +45,7 @@ def slow_order(world, budget, round_samples):
     drawn = list(np.argsort(-prior.max(axis=1), kind="stable")[:round_samples])
     observe(outlook, np.array(drawn), scores[drawn])
     while len(drawn) < budget:
-        penalties = fit_ridge(outlook.sums).penalties
+        penalties = fit_ridge(outlook.data).penalties
         fits = [Ridge(alpha=penalties[s]).fit(inputs[drawn], scores[drawn, s]) for s in range(S)]
         expected = np.max([fit.predict(inputs) for fit in fits], axis=0)
         expected[drawn] = -np.inf
@@ -93,11 +93,25 @@ def test_the_same_seed_draws_the_same(world):
     assert first.samples.tolist() == second.samples.tolist()
 
 
+def expected_of(context, scores, prior, *, width):
+    outlook = open_outlook(np.arange(N), context, prior, width=width)
+    observe(outlook, np.arange(40), scores[:40])
+    return expectations(outlook)
+
+
+def test_a_regression_stands_until_its_rows_have_grown_by_a_thirty_second(world):
+    outlook = open_outlook(np.arange(N), world[0], world[2])
+    observe(outlook, np.arange(100), world[1][:100])
+    first = expectations(outlook)
+    observe(outlook, np.arange(100, 103), world[1][100:103])
+    assert expectations(outlook) is first
+    observe(outlook, np.array([103]), world[1][[103]])
+    assert not np.array_equal(expectations(outlook), first)
+
+
 def test_width_raises_what_is_expected_of_samples_unlike_the_seen(world):
     context, scores, prior, _ = world
-    outlook = open_outlook(np.arange(N), context, prior)
-    observe(outlook, np.arange(40), scores[:40])
-    narrow, wide = expectations(outlook, width=0.0), expectations(outlook, width=2.0)
+    narrow, wide = (expected_of(context, scores, prior, width=width) for width in (0.0, 2.0))
     assert (wide > narrow).all()
     assert np.mean((wide - narrow)[40:]) > np.mean((wide - narrow)[:40])
 

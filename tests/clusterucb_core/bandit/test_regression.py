@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge, RidgeCV
 
-from clusterucb_core.bandit.regression import add_rows, fit_ridge, fresh_sums, predict, prediction_stds
+from clusterucb_core.bandit.regression import add_rows, fit_ridge, fresh_rows, predict, prediction_stds
 
 
 def rows(n: int, f: int, noise: float, seed: int = 0):
@@ -15,14 +15,15 @@ def rows(n: int, f: int, noise: float, seed: int = 0):
 
 
 def fitted(x, y, parts: int = 1):
-    sums = fresh_sums(x.shape[1], y.shape[1])
+    data = fresh_rows(x.shape[1], y.shape[1])
     for part in np.array_split(np.arange(len(x)), parts):
-        add_rows(sums, x[part], y[part])
-    return fit_ridge(sums)
+        data = add_rows(data, x[part], y[part])
+    return fit_ridge(data)
 
 
-def test_it_is_the_ridge_of_scikit_learn_at_the_chosen_penalty():
-    x, y = rows(200, 15, noise=0.5)
+@pytest.mark.parametrize(("n", "f"), [(200, 15), (16, 15), (15, 15), (14, 15), (30, 200)])
+def test_it_is_the_ridge_of_scikit_learn_at_the_chosen_penalty(n, f):
+    x, y = rows(n, f, noise=0.5)
     fit = fitted(x, y, parts=7)
     for column in range(3):
         reference = Ridge(alpha=fit.penalties[column]).fit(x, y[:, column])
@@ -34,6 +35,18 @@ def test_rows_added_one_by_one_or_at_once_give_the_same_fit():
     once, singly = fitted(x, y), fitted(x, y, parts=60)
     np.testing.assert_allclose(predict(singly, x), predict(once, x), rtol=1e-7)
     np.testing.assert_allclose(singly.penalties, once.penalties, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "f"), [(60, 8), (20, 30)])
+def test_the_stated_deviation_is_that_of_the_whole_covariance(n, f):
+    x, y = rows(n, f, noise=0.5)
+    fit, unseen = fitted(x, y, parts=3), rows(10, f, noise=0.0, seed=3)[0]
+    gram = (x - x.mean(axis=0)).T @ (x - x.mean(axis=0))
+    offsets = unseen - x.mean(axis=0)
+    for column, penalty in enumerate(fit.penalties):
+        leverage = np.einsum("if,fg,ig->i", offsets, np.linalg.inv(gram + penalty * np.eye(f)), offsets)
+        expected = np.sqrt(fit.variances[column] * (1 / n + leverage))
+        np.testing.assert_allclose(prediction_stds(fit, unseen)[:, column], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("n", "noise"), [(200, 0.5), (40, 3.0), (12, 1.0)])
@@ -69,4 +82,4 @@ def test_equal_rewards_are_predicted_exactly():
 
 def test_no_row_is_refused():
     with pytest.raises(ValueError, match="at least one row"):
-        fit_ridge(fresh_sums(3, 1))
+        fit_ridge(fresh_rows(3, 1))

@@ -166,12 +166,12 @@ def _bandit_counts(config: RunConfig, n: int) -> tuple[int, int, int]:
         raise InvalidConfig(f"clusters.k={config.clusters.k} does not fit {n} samples: {error}") from error
     sizes = np.array([n // k + (cluster < n % k) for cluster in range(k)])
     cold_start = int(cold_start_counts(sizes, cold_start_of(settings)).sum())
-    budget = share_of(settings.budget_fraction, n)
-    if budget < max(1, cold_start):
+    budget, audit = share_of(settings.budget_fraction, n), share_of(settings.audit_fraction, n)
+    if budget - audit < max(1, cold_start):
         raise BudgetError(
-            f"the budget of {budget} samples (selection.budget_fraction={settings.budget_fraction} of {n}) "
-            f"is below the cold start of about {cold_start} samples ({k} clusters, cold_start_fraction="
-            f"{settings.cold_start_fraction}); raise the budget, or lower the cold start or clusters.k"
+            f"the budget of {budget} samples (selection.budget_fraction={settings.budget_fraction} of {n}), "
+            f"less an audit of {audit}, is below the cold start of about {cold_start} samples "
+            f"({k} clusters, cold_start_fraction={settings.cold_start_fraction}); raise the budget, or lower the cold start or clusters.k"
         )
     return k, budget, cold_start
 

@@ -41,9 +41,10 @@ class SelectionSettings(PolicySettings):
     """What is drawn from the pool, and how much of it is selected; the numbers of policies come first."""
 
     policy: PolicyName = Field(
-        default="ucb_beta",
+        default="linucb",
         title="Policy",
-        description="How clusters are drawn from. random: k at random without gradients; full: no budget.",
+        description="How samples are drawn: linucb by regression on side information, ucb_beta from clusters "
+        "by the paper's rule; random: k at random without gradients; full: no budget.",
         json_schema_extra={"enum": list(POLICY_NAMES)},
     )
     explore_fraction: float = Field(
@@ -74,11 +75,11 @@ class SelectionSettings(PolicySettings):
         description="Share of each cluster drawn before the policy decides.",
     )
     audit_fraction: float = Field(
-        default=0.0,
+        default=0.04,
         ge=0,
         lt=1,
         title="Audit",
-        description="Share of the pool drawn to certify the result; 0: none.",
+        description="Share of the pool, part of the budget, drawn to certify the result; 0: none.",
     )
     top_fraction: float = Field(
         default=0.05, gt=0, le=1, title="Selected share", description="Share of the pool that is selected."
@@ -100,17 +101,18 @@ def check_selection(settings: SelectionSettings) -> None:
     """Refuse settings that name what this version does not do.
 
     Raises:
-        InvalidConfig: side information other than gradients, or an audit is asked for.
-        BudgetError: more is to be selected than the budget draws.
+        InvalidConfig: side information other than gradients is asked for.
+        BudgetError: the audit takes all of the budget, or more is to be selected than the budget draws.
     """
     if settings.policy == "linucb" and settings.context != "gradient":
         raise InvalidConfig(
             f"selection.context={settings.context} is not available in this version; use gradient"
         )
-    if settings.audit_fraction:
-        raise InvalidConfig(
-            f"selection.audit_fraction={settings.audit_fraction} asks for a certificate, which this version "
-            "does not compute; set it to 0"
+    if is_bandit(settings.policy) and settings.audit_fraction >= settings.budget_fraction:
+        raise BudgetError(
+            f"selection.audit_fraction={settings.audit_fraction} is not below "
+            f"budget_fraction={settings.budget_fraction}, which it is a part of; raise the budget, or set "
+            "audit_fraction to 0 for a selection without a certificate"
         )
     if is_bandit(settings.policy) and settings.top_fraction > settings.budget_fraction:
         raise BudgetError(

@@ -16,6 +16,13 @@ from clusterucb_core.bandit.arms import (
     arm_stds,
     fresh_arms,
 )
+from clusterucb_core.bandit.drawable import (
+    Drawable,
+    arms_of,
+    checked_scores,
+    earlier_draws,
+    gather_arms,
+)
 from clusterucb_core.bandit.outlooks import Outlook, best_open, expectations, observe, open_outlook
 from clusterucb_core.bandit.policies import LinUcb, Policy, arm_bounds, next_draws
 from clusterucb_core.errors import BudgetError
@@ -24,7 +31,7 @@ from clusterucb_core.records import FloatArray, IntArray
 logger = logging.getLogger(__name__)
 
 Reward = Callable[[IntArray], FloatArray]
-PullKind = Literal["cold_start", "draw"]
+PullKind = Literal["cold_start", "draw", "audit"]
 
 # One arm gives at most this part of a round, rounded up, so that stale bounds cannot empty the best arm.
 _ARM_PARTS_PER_ROUND = 8
@@ -65,15 +72,6 @@ class RoundReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pool:
-    """The samples of all arms in one array [n], with the start and size of each arm [k]."""
-
-    samples: Int64Array
-    starts: Int64Array
-    sizes: Int64Array
-
-
-@dataclass(frozen=True, slots=True)
 class _Decision:
     """The samples [m] of one round with their arms, and the bound [m] that chose each."""
 
@@ -88,7 +86,7 @@ class _Decision:
 class _Run:
     """What one call of `pull_arms` works on."""
 
-    pool: _Pool
+    pool: Drawable
     state: ArmState
     outlook: Outlook | None
     log: PullLog
@@ -135,7 +133,7 @@ def pull_arms(
     """
     if round_samples < 1:
         raise ValueError(f"round_samples={round_samples} must be at least 1")
-    pool = _gather_pool(arms)
+    pool = gather_arms(arms)
     by_sample = isinstance(policy, LinUcb)
     cold_start = cold_start_counts(pool.sizes, 0.0 if by_sample else cold_start_fraction)
     _check_budget(budget_samples, cold_start, pool.sizes)
@@ -176,31 +174,6 @@ def cold_start_counts(sizes: Sequence[int] | IntArray, fraction: float) -> IntAr
     return np.minimum(np.maximum(counts, 1), array)
 
 
-def _gather_pool(arms: Sequence[IntArray]) -> _Pool:
-    parts = [_sample_indices(arm, number) for number, arm in enumerate(arms)]
-    samples = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
-    ordered = np.sort(samples)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(repeated):
-        raise ValueError(f"sample {repeated[0]} is in the arms more than once; every sample has one place")
-    sizes = np.array([len(part) for part in parts], dtype=np.int64)
-    return _Pool(samples, np.cumsum(sizes) - sizes, sizes)
-
-
-def _sample_indices(arm: IntArray, number: int) -> Int64Array:
-    indices = np.asarray(arm)
-    if indices.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    if indices.ndim != 1 or indices.dtype.kind not in "iu":
-        raise ValueError(
-            f"arm {number} must be a one-dimensional int array of sample indices, "
-            f"not {indices.dtype} of shape {indices.shape}"
-        )
-    if indices.min() < 0:
-        raise ValueError(f"arm {number} holds the negative sample index {indices.min()}")
-    return indices.astype(np.int64)
-
-
 def _check_budget(budget_samples: int, cold_start: IntArray, sizes: IntArray) -> None:
     total, forced = int(sizes.sum()), int(cold_start.sum())
     if budget_samples < 1:
@@ -238,8 +211,8 @@ def _play(run: _Run, decision: _Decision) -> None:
     """Draw the decided samples, compute their rewards, and add both to the log and the state."""
     state, log, samples, arms = run.state, run.log, decision.samples, decision.arms
     span = slice(state.n_rewards, state.n_rewards + len(arms))
-    lefts = state.lefts[arms] - _earlier_in_round(arms)
-    scores = _checked_scores(run.reward(samples.copy()), samples)
+    lefts = state.lefts[arms] - earlier_draws(arms)
+    scores = checked_scores(run.reward(samples.copy()), samples)
     rewards = scores.max(axis=1)
     log.samples[span] = samples
     log.arms[span] = arms
@@ -257,13 +230,13 @@ def _play(run: _Run, decision: _Decision) -> None:
         run.on_round(_round_report(run, decision, samples, rewards=rewards))
 
 
-def _front(pool: _Pool, state: ArmState, arms: IntArray) -> Int64Array:
+def _front(pool: Drawable, state: ArmState, arms: IntArray) -> Int64Array:
     """Return the next samples of the drawn arms, each arm from front to back."""
-    lefts = state.lefts[arms] - _earlier_in_round(arms)
+    lefts = state.lefts[arms] - earlier_draws(arms)
     return pool.samples[pool.starts[arms] + pool.sizes[arms] - lefts]
 
 
-def _outlook(pool: _Pool, policy: LinUcb, context: FloatArray | None, prior: FloatArray | None) -> Outlook:
+def _outlook(pool: Drawable, policy: LinUcb, context: FloatArray | None, prior: FloatArray | None) -> Outlook:
     if context is None:
         raise ValueError("LinUcb regresses rewards on side information; give context, an array [n, f]")
     return open_outlook(pool.samples, context, prior, width=policy.width)
@@ -295,38 +268,7 @@ def _best_samples(
     others = np.setdiff1d(np.flatnonzero(outlook.open), best, assume_unique=True)
     samples = np.concatenate([best, rng.choice(others, size=at_random, replace=False)])
     bounds = np.full(count, np.nan) if expected is None else expected[samples]
-    return _Decision(number, "draw", samples, _arms_of(run.pool, samples), bounds)
-
-
-def _arms_of(pool: _Pool, samples: Int64Array) -> Int64Array:
-    order = np.argsort(pool.samples, kind="stable")
-    places = order[np.searchsorted(pool.samples, samples, sorter=order)]
-    return np.searchsorted(np.cumsum(pool.sizes), places, side="right")
-
-
-def _earlier_in_round(arms: IntArray) -> Int64Array:
-    """Return for each draw how many draws of the same arm come before it: [3, 5, 3] gives [0, 0, 1]."""
-    order = np.argsort(arms, kind="stable")
-    ordered = arms[order]
-    earlier = np.empty(len(arms), dtype=np.int64)
-    earlier[order] = np.arange(len(arms)) - np.searchsorted(ordered, ordered, side="left")
-    return earlier
-
-
-def _checked_scores(raw: FloatArray, samples: Int64Array) -> Float64Array:
-    """Return the scores [m, s] of a round, one column where the reward gives one number a sample."""
-    rewards = np.asarray(raw, dtype=np.float64)
-    m = len(samples)
-    if rewards.ndim not in (1, 2) or len(rewards) != m or rewards.size < m:
-        raise ValueError(f"rewards of shape {rewards.shape} for {m} samples; return [{m}] or [{m}, subtasks]")
-    unusable = ~np.isfinite(rewards.reshape(m, -1)).all(axis=1)
-    if unusable.any():
-        first = int(np.argmax(unusable))
-        raise ValueError(
-            f"the reward of sample {samples[first]} is {rewards[first]}, not a finite number; "
-            "leave samples out of the arms that cannot be scored"
-        )
-    return rewards.reshape(m, -1)
+    return _Decision(number, "draw", samples, arms_of(run.pool, samples), bounds)
 
 
 def _round_report(

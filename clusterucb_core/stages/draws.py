@@ -13,8 +13,10 @@ import numpy as np
 import polars as pl
 
 from clusterucb_core.artifacts import new_artifact, read_manifest
+from clusterucb_core.bandit.audits import Audit, audit_pulls
 from clusterucb_core.bandit.policies import LinUcb
 from clusterucb_core.bandit.pulls import PullLog, RoundReport, pull_arms
+from clusterucb_core.certificate import Certificate, certify
 from clusterucb_core.errors import BudgetError, InvalidPool, TooManyExcluded
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.features.gradients import UnusableSamples
@@ -50,7 +52,7 @@ class DrawSpec(StageSpec):
     """
 
     stage: str = "draws"
-    version: int = 1
+    version: int = 2
     settings: SelectionSettings
     target: ArtifactRef
     tokens: ArtifactRef
@@ -67,7 +69,10 @@ class DrawSpec(StageSpec):
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a selection saw: influence [n] (NaN where unseen), cluster [n], the pulls in order, exclusions."""
+    """What a selection saw: influence [n] (NaN where unseen), cluster [n], the pulls in order, exclusions.
+
+    Of the pulls, the last `n_uniform` are a simple random sample of the `n_left` samples that were left.
+    """
 
     sample_ids: list[str]
     influence: FloatArray
@@ -75,6 +80,8 @@ class Drawn:
     pulls: PullLog | None
     exclusions: tuple[Exclusion, ...]
     budget_samples: int
+    n_uniform: int = 0
+    n_left: int = 0
 
 
 @resumable
@@ -123,6 +130,12 @@ def draw_exclusions(ref: ArtifactRef) -> tuple[Exclusion, ...]:
     return tuple(Exclusion(**item) for item in read_manifest(ref)["exclusions"])
 
 
+def read_certificate(ref: ArtifactRef) -> Certificate | None:
+    """Return what a selection is estimated to have missed; None where nothing was audited."""
+    found = read_manifest(ref)["certificate"]
+    return None if found is None else Certificate(**found)
+
+
 def _random_choice(spec: DrawSpec, k: int) -> tuple[Drawn, IntArray]:
     ids = candidate_ids(spec.candidates)
     if len(ids) < k:
@@ -161,43 +174,61 @@ def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSett
     lost: dict[int, str] = {}
     while True:
         try:
-            log = _pull(spec, book, filler, arms=_arms(spec, clusters, lost), workspace=workspace)
+            audit = _pull(spec, book, filler, arms=_arms(spec, clusters, lost), workspace=workspace)
             break
         except UnusableSamples as error:
             # what was computed stays in the store, so the repeat without these samples is a replay
             lost.update(zip(error.indices, error.reasons, strict=True))
             _check_lost(spec, lost, len(ids))
+    log = audit.log
     influence = np.full(len(ids), np.nan)
     influence[log.samples] = log.rewards
     late = tuple(
         Exclusion(ids[row], "selection", reason, f"period {spec.period}") for row, reason in lost.items()
     )
-    return Drawn(ids, influence, clusters, log, exclusions + late, len(log.samples))
+    excluded = exclusions + late
+    return Drawn(ids, influence, clusters, log, excluded, len(log.samples), audit.n_uniform, audit.n_left)
 
 
 def _pull(
     spec: DrawSpec, book: ScoreBook, filler: BookFiller, *, arms: list[IntArray], workspace: Workspace
-) -> PullLog:
+) -> Audit:
     def reward(rows: IntArray) -> FloatArray:
         filler.fill(book, rows)
         scores = total_scores(book, rows)
         # the largest score counts either way, but a policy may model each subtask by itself
-        return scores if spec.settings.aggregate == "max" else aggregate_scores(scores, "mean")
+        return scores if settings.aggregate == "max" else aggregate_scores(scores, "mean")
 
-    available = sum(len(arm) for arm in arms)
-    policy = bandit_policy(spec.settings)
+    settings, n = spec.settings, pool_size(spec.candidates)
+    policy = bandit_policy(settings)
     side = _side_information(spec, book, workspace) if isinstance(policy, LinUcb) else None
-    return pull_arms(
+    context, prior = (None, None) if side is None else (side.context, side.prior)
+    budget = min(sum(len(arm) for arm in arms), share_of(settings.budget_fraction, n))
+    audit_samples = share_of(settings.audit_fraction, n)
+    log = pull_arms(
         arms,
         reward,
         policy=policy,
-        budget_samples=min(available, share_of(spec.settings.budget_fraction, pool_size(spec.candidates))),
-        cold_start_fraction=cold_start_of(spec.settings),
-        round_samples=spec.settings.round_samples,
-        context=None if side is None else side.context,
-        prior=None if side is None else side.prior,
+        budget_samples=budget - audit_samples,
+        cold_start_fraction=cold_start_of(settings),
+        round_samples=settings.round_samples,
+        context=context,
+        prior=prior,
         rng=child_rng(spec.seed, "policy", str(spec.period)),
         on_round=_log_round,
+    )
+    if audit_samples == 0:
+        return Audit(log, n_uniform=0, n_left=0)
+    return audit_pulls(
+        arms,
+        reward,
+        log=log,
+        policy=policy,
+        audit_samples=audit_samples,
+        round_samples=settings.round_samples,
+        context=context,
+        prior=prior,
+        rng=child_rng(spec.seed, "audit", str(spec.period)),
     )
 
 
@@ -271,6 +302,7 @@ def _write(spec: DrawSpec, workspace: Workspace, drawn: Drawn, chosen: IntArray)
         "n_candidates": len(drawn.sample_ids),
         "n_selected": len(chosen),
         "budget_samples": drawn.budget_samples,
+        "certificate": _certificate(spec, drawn, k=len(chosen)),
         "exclusions": [asdict(exclusion) for exclusion in drawn.exclusions],
     }
     with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder:
@@ -278,6 +310,26 @@ def _write(spec: DrawSpec, workspace: Workspace, drawn: Drawn, chosen: IntArray)
         _pull_frame(drawn).write_parquet(folder / "pulls.parquet")
         (folder / "selected.txt").write_text("\n".join(selected["sample_id"]), encoding="utf-8")
     return written(spec, workspace)
+
+
+def _certificate(spec: DrawSpec, drawn: Drawn, *, k: int) -> dict[str, float] | None:
+    if drawn.pulls is None or drawn.n_uniform == 0:
+        return None
+    rewards = drawn.pulls.rewards
+    certificate = certify(
+        rewards[: -drawn.n_uniform],
+        rewards[-drawn.n_uniform :],
+        drawn.n_left,
+        k=k,
+        rng=child_rng(spec.seed, "certificate", str(spec.period)),
+    )
+    logger.info(
+        "estimated recall %.2f (%.2f to %.2f)",
+        certificate.recall,
+        certificate.recall_low,
+        certificate.recall_high,
+    )
+    return asdict(certificate)
 
 
 def _pull_frame(drawn: Drawn) -> pl.DataFrame:

@@ -15,7 +15,13 @@ from clusterucb_core.pool.ingest import ingest_counts
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.accounting import selection_cost
 from clusterucb_core.stages.clusters import read_clustering
-from clusterucb_core.stages.draws import DrawSpec, draw_exclusions, read_pulls, read_selected
+from clusterucb_core.stages.draws import (
+    DrawSpec,
+    draw_exclusions,
+    read_certificate,
+    read_pulls,
+    read_selected,
+)
 from clusterucb_core.stages.evaluation import read_results
 from clusterucb_core.stages.features import open_store
 from clusterucb_core.stages.intake import candidate_exclusions, candidate_ids, read_target
@@ -156,6 +162,7 @@ def publish_evaluations(
 def _draft(period: PeriodDraws, facts: RunFacts, workspace: Workspace) -> SelectionDraft:
     spec, draws = period.spec, period.draws
     cost = selection_cost(spec, draws, workspace, facts.run_id)
+    certificate = read_certificate(draws)
     return SelectionDraft(
         selection_key=version_key(facts.selection_key, spec.period),
         run_id=facts.run_id,
@@ -180,4 +187,7 @@ def _draft(period: PeriodDraws, facts: RunFacts, workspace: Workspace) -> Select
         pulls=read_pulls(draws),
         samples=read_selected(draws),
         exclusions=(*candidate_exclusions(spec.candidates), *draw_exclusions(draws)),
+        estimated_recall=None if certificate is None else certificate.recall,
+        recall_low=None if certificate is None else certificate.recall_low,
+        recall_high=None if certificate is None else certificate.recall_high,
     )

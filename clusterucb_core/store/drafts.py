@@ -27,6 +27,7 @@ class SelectionDraft:
     again writes nothing. `pulls` has the columns step, round, cluster, sample_id, reward, kind, bound,
     arm_mean, arm_std and arm_left; `samples` has rank (1..k), sample_id, influence and cluster. Either may be
     without rows. `config` is the resolved configuration, `cost` the cost by stage; both are JSON values.
+    The recall fields are None where nothing was audited.
     """
 
     selection_key: str
@@ -51,6 +52,9 @@ class SelectionDraft:
     pulls: pl.DataFrame
     samples: pl.DataFrame
     exclusions: tuple[Exclusion, ...] = ()
+    estimated_recall: float | None = None
+    recall_low: float | None = None
+    recall_high: float | None = None
 
 
 def check_drafts(con: duckdb.DuckDBPyConnection, drafts: Sequence[SelectionDraft]) -> None:

@@ -12,6 +12,7 @@ _DRAFT_COLUMNS = (
     "selection_key", "run_id", "period", "pool_version", "target", "mode", "policy", "budget_samples",
     "gradient_evaluations", "gradient_evaluations_reused", "target_gradient_evaluations", "selection_flops",
     "full_selection_flops", "config_digest", "code_version", "mlflow_run_id", "flow_run_id",
+    "estimated_recall", "recall_low", "recall_high",
 )  # fmt: skip
 
 

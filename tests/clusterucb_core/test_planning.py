@@ -131,7 +131,7 @@ def test_a_template_counts_by_its_text_wherever_it_stands(copy):
     ("override", "error", "message"),
     [
         ("selection={policy: linucb, context: proxy}", InvalidConfig, "context=proxy is not available"),
-        ("selection.audit_fraction=0.04", InvalidConfig, "asks for a certificate"),
+        ("selection.audit_fraction=0.5", BudgetError, "not below budget_fraction"),
         ("clusters.features=hidden_state", InvalidConfig, "clusters.features=hidden_state is not available"),
         ("selection.top_fraction=0.5", BudgetError, "only drawn samples can be selected"),
         ("pool.sources=[{path: nothing.jsonl}]", InvalidPool, "matches no file"),

@@ -68,7 +68,7 @@ def test_linucb_takes_its_share_of_chance_and_no_cold_start():
     settings = SelectionSettings(policy="linucb", explore_fraction=0.3)
     assert bandit_policy(settings) == LinUcb(explore_fraction=0.3)
     assert is_bandit("linucb")
-    assert (cold_start_of(settings), cold_start_of(SelectionSettings())) == (0.0, 0.05)
+    assert (cold_start_of(settings), cold_start_of(SelectionSettings(policy="ucb_beta"))) == (0.0, 0.05)
 
 
 @pytest.mark.parametrize("policy", ["random", "full"])
@@ -103,11 +103,12 @@ def test_other_side_information_than_gradients_is_refused_with_a_sentence(contex
         check_selection(SelectionSettings(policy="linucb", context=context))
 
 
-def test_an_audit_is_refused_with_a_sentence():
-    with pytest.raises(InvalidConfig) as caught:
-        check_selection(SelectionSettings(audit_fraction=0.04))
+def test_an_audit_that_takes_all_of_the_budget_is_refused_with_a_sentence():
+    with pytest.raises(BudgetError) as caught:
+        check_selection(SelectionSettings(audit_fraction=0.2, budget_fraction=0.2))
     assert str(caught.value) == (
-        "selection.audit_fraction=0.04 asks for a certificate, which this version does not compute; set it to 0"  # noqa: E501
+        "selection.audit_fraction=0.2 is not below budget_fraction=0.2, which it is a part of; raise the "
+        "budget, or set audit_fraction to 0 for a selection without a certificate"
     )
 
 

@@ -66,6 +66,25 @@ def test_the_shard_count_changes_no_byte_of_a_selection(plain, config, finished,
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("policy", ["linucb", "ucb_beta"])
+def test_an_audit_inside_the_budget_certifies_the_version(plain, config, tmp_path, policy):
+    changes = (*SMALL, "selection.audit_fraction=0.1", f"selection.policy={policy}")
+    run = plain.run_plain(config, tmp_path, *changes, baselines=("full",))
+    pulls = read_pulls(run.chosen.periods[0].draws)
+    assert pulls["kind"].to_list()[-31:] == ["draw", *["audit"] * 30]
+    assert pulls["sample_id"].n_unique() == len(pulls) == 75
+    with open_catalog(run.plan.workspace.catalog, read_only=True) as con:
+        columns = "selection_version, gradient_evaluations, recall_low, estimated_recall, recall_high"
+        (found,) = con.execute(f"SELECT {columns} FROM selections").fetchall()
+        kinds = dict(con.execute("SELECT kind, count(*) FROM pulls GROUP BY kind").fetchall())
+    assert kinds["audit"] == 30
+    assert found[0] == run.result.versions[0]
+    assert found[1] == len(candidate_ids(run.inputs.candidates)) + 75
+    truth = run.summaries[0].recall
+    assert found[2] <= truth <= found[4]
+    assert found[2] <= found[3] <= found[4]
+
+
 def test_dynamic_mode_selects_again_before_each_epoch(plain, config, tmp_path):
     run = plain.run_plain(
         config, tmp_path, "pool.max_samples=300", "mode=dynamic", "warmup.steps=3", "finetune.epochs=2"

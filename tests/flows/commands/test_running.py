@@ -70,7 +70,7 @@ def test_a_missing_file_is_bad_usage(call, tmp_path, command):
         ("model.base=/absent", "/absent"),
         ("pool.sources=[{path: absent.jsonl}]", "absent.jsonl"),
         ("selection={policy: linucb, context: proxy}", "not available"),
-        ("selection.audit_fraction=0.1", "certificate"),
+        ("selection.audit_fraction=0.9", "certificate"),
         ("selection.top_fraction=0.5", "raise the budget"),
     ],
 )
@@ -197,7 +197,10 @@ def test_check_uses_a_pool_that_was_ingested(call, config_file, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "figures"),
     [
-        ("selection.cold_start_fraction=0.5", ["budget of 40 samples", "about 99 samples"]),
+        (
+            "selection={policy: ucb_beta, cold_start_fraction: 0.5}",
+            ["budget of 40 samples", "less an audit of 8", "about 99 samples"],
+        ),
         ("selection.top_fraction=0.001", ["0.001 of 200 samples selects none"]),
         ("clusters.k=300", ["clusters.k=300 does not fit 200 samples"]),
         (f"model.chat_template={json.dumps(PICKY)}", ["validation row 2", "no ones"]),

@@ -171,7 +171,8 @@ def _bandit_counts(config: RunConfig, n: int) -> tuple[int, int, int]:
         raise BudgetError(
             f"the budget of {budget} samples (selection.budget_fraction={settings.budget_fraction} of {n}), "
             f"less an audit of {audit}, is below the cold start of about {cold_start} samples "
-            f"({k} clusters, cold_start_fraction={settings.cold_start_fraction}); raise the budget, or lower the cold start or clusters.k"
+            f"({k} clusters, cold_start_fraction={settings.cold_start_fraction}); "
+            "raise the budget, or lower the cold start or clusters.k"
         )
     return k, budget, cold_start
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DECISION_CODE = {"bandit", "clustering", "influence", "cost"}
+DECISION_CODE = {"bandit", "clustering", "influence", "cost", "certificate"}
 
 
 def contracts() -> dict[str, dict[str, Any]]:

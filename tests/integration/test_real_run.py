@@ -66,11 +66,24 @@ def test_the_second_period_keeps_to_its_budget_and_counts_the_clustering_pass(ca
         "SELECT period, budget_samples, gradient_evaluations, n_selected FROM selections ORDER BY period"
     ).fetchall()
     excluded = catalog.sql("SELECT count(DISTINCT sample_id) FROM exclusions").fetchall()[0][0]
-    assert periods[1][1] == 1200
-    assert periods[1][2] == 1200
+    assert periods[1][1] == 600
+    assert periods[1][2] == 600
     assert periods[0][2] == 6000 - excluded
-    assert catalog.sql("SELECT count(*) FROM pulls WHERE selection_version = 2").fetchall() == [(1200,)]
+    assert catalog.sql("SELECT count(*) FROM pulls WHERE selection_version = 2").fetchall() == [(600,)]
     assert [row[3] for row in periods] == [300, 300]
+
+
+def test_the_certificate_of_the_second_period_covers_its_true_recall(result, catalog):
+    (low, high) = catalog.sql(
+        "SELECT recall_low, recall_high FROM selections WHERE selection_version = 2"
+    ).fetchall()[0]
+    (truth,) = (item["recall"] for item in result["subjects"] if item["subject"] == "selection")
+    assert low <= truth <= high
+    audited = "SELECT count(*) FROM pulls WHERE selection_version = 2 AND kind = 'audit'"
+    assert catalog.sql(audited).fetchall() == [(240,)]
+    assert catalog.sql("SELECT recall_low FROM selections WHERE selection_version = 1").fetchall() == [
+        (None,)
+    ]
 
 
 def test_full_gradient_selection_beats_zero_shot_by_two_percent_and_the_budget_beats_random(result):

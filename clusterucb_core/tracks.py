@@ -9,7 +9,7 @@ import yaml
 
 from clusterucb_core.config import RunConfig
 from clusterucb_core.frozen import Frozen
-from clusterucb_core.stages.draws import read_pulls, read_selected
+from clusterucb_core.stages.drawn import read_pulls, read_selected
 from clusterucb_core.stages.summary import SubjectSummary, Trajectory
 from clusterucb_core.stages.training import loss_history
 

@@ -18,7 +18,8 @@ from clusterucb_core.lm.tokens import open_tokens
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.selection import is_bandit
 from clusterucb_core.stages.clusters import read_clustering
-from clusterucb_core.stages.draws import DrawSpec, read_pulls
+from clusterucb_core.stages.drawn import read_pulls
+from clusterucb_core.stages.draws import DrawSpec
 from clusterucb_core.stages.features import open_store
 from clusterucb_core.stages.intake import candidate_ids, read_target
 from clusterucb_core.stages.models import FeatureSpace

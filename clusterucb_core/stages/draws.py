@@ -5,18 +5,16 @@ the shards of the samples that are drawn.
 """
 
 import logging
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import polars as pl
 
-from clusterucb_core.artifacts import new_artifact, read_manifest
+from clusterucb_core.artifacts import new_artifact
 from clusterucb_core.bandit.audits import Audit, audit_pulls
 from clusterucb_core.bandit.policies import LinUcb
-from clusterucb_core.bandit.pulls import PullLog, RoundReport, pull_arms
-from clusterucb_core.certificate import Certificate, certify
+from clusterucb_core.bandit.pulls import RoundReport, pull_arms
+from clusterucb_core.certificate import certify
 from clusterucb_core.errors import BudgetError, InvalidPool, TooManyExcluded
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.features.gradients import UnusableSamples
@@ -27,6 +25,7 @@ from clusterucb_core.seeds import child_rng
 from clusterucb_core.selection import SelectionSettings, bandit_policy, cold_start_of, is_bandit, share_of
 from clusterucb_core.stages.clusters import read_clustering
 from clusterucb_core.stages.contexts import SideInformation, gradient_context
+from clusterucb_core.stages.drawn import NO_CLUSTER, Drawn, write_drawn
 from clusterucb_core.stages.features import usable_samples
 from clusterucb_core.stages.intake import candidate_ids, pool_size
 from clusterucb_core.stages.models import FeatureSpace
@@ -40,8 +39,6 @@ from clusterucb_core.stages.scores import (
 from clusterucb_core.workspace import StageSpec, Workspace, location, resumable, stage_key, written
 
 logger = logging.getLogger(__name__)
-
-NO_CLUSTER = -1
 
 
 class DrawSpec(StageSpec):
@@ -65,23 +62,6 @@ class DrawSpec(StageSpec):
     seed: int
     max_excluded_fraction: float
     run_id: str = location(default="")  # pyright: ignore[reportAssignmentType]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What a selection saw: influence [n] (NaN where unseen), cluster [n], the pulls in order, exclusions.
-
-    Of the pulls, the last `n_uniform` are a simple random sample of the `n_left` samples that were left.
-    """
-
-    sample_ids: list[str]
-    influence: FloatArray
-    clusters: IntArray
-    pulls: PullLog | None
-    exclusions: tuple[Exclusion, ...]
-    budget_samples: int
-    n_uniform: int = 0
-    n_left: int = 0
 
 
 @resumable
@@ -113,27 +93,6 @@ def run_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings
             )
         chosen = seen[top_k(drawn.influence[seen], k)]
     return _write(spec, workspace, drawn, chosen)
-
-
-def read_selected(ref: ArtifactRef) -> pl.DataFrame:
-    """Return rank, sample_id, influence and cluster of the selected samples."""
-    return pl.read_parquet(Path(ref.path) / "selected.parquet")
-
-
-def read_pulls(ref: ArtifactRef) -> pl.DataFrame:
-    """Return every pull in drawing order, with the columns of the table `pulls`."""
-    return pl.read_parquet(Path(ref.path) / "pulls.parquet")
-
-
-def draw_exclusions(ref: ArtifactRef) -> tuple[Exclusion, ...]:
-    """Return the samples that a selection could not use because of their gradients."""
-    return tuple(Exclusion(**item) for item in read_manifest(ref)["exclusions"])
-
-
-def read_certificate(ref: ArtifactRef) -> Certificate | None:
-    """Return what a selection is estimated to have missed; None where nothing was audited."""
-    found = read_manifest(ref)["certificate"]
-    return None if found is None else Certificate(**found)
 
 
 def _random_choice(spec: DrawSpec, k: int) -> tuple[Drawn, IntArray]:
@@ -290,14 +249,6 @@ def _book(spec: DrawSpec, ids: list[str], workspace: Workspace) -> ScoreBook:
 
 
 def _write(spec: DrawSpec, workspace: Workspace, drawn: Drawn, chosen: IntArray) -> ArtifactRef:
-    selected = pl.DataFrame(
-        {
-            "rank": np.arange(1, len(chosen) + 1),
-            "sample_id": [drawn.sample_ids[row] for row in chosen],
-            "influence": drawn.influence[chosen],
-            "cluster": drawn.clusters[chosen],
-        }
-    ).with_columns(pl.col("influence").fill_nan(None), pl.col("cluster").replace(NO_CLUSTER, None))
     manifest: dict[str, Any] = {
         "n_candidates": len(drawn.sample_ids),
         "n_selected": len(chosen),
@@ -306,9 +257,7 @@ def _write(spec: DrawSpec, workspace: Workspace, drawn: Drawn, chosen: IntArray)
         "exclusions": [asdict(exclusion) for exclusion in drawn.exclusions],
     }
     with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder:
-        selected.write_parquet(folder / "selected.parquet")
-        _pull_frame(drawn).write_parquet(folder / "pulls.parquet")
-        (folder / "selected.txt").write_text("\n".join(selected["sample_id"]), encoding="utf-8")
+        write_drawn(folder, drawn, chosen)
     return written(spec, workspace)
 
 
@@ -330,36 +279,3 @@ def _certificate(spec: DrawSpec, drawn: Drawn, *, k: int) -> dict[str, float] | 
         certificate.recall_high,
     )
     return asdict(certificate)
-
-
-def _pull_frame(drawn: Drawn) -> pl.DataFrame:
-    log = drawn.pulls
-    schema = {
-        "step": pl.Int64,
-        "round": pl.Int64,
-        "cluster": pl.Int64,
-        "sample_id": pl.String,
-        "reward": pl.Float64,
-        "kind": pl.String,
-        "bound": pl.Float64,
-        "arm_mean": pl.Float64,
-        "arm_std": pl.Float64,
-        "arm_left": pl.Int64,
-    }
-    if log is None:
-        return pl.DataFrame(schema=schema)
-    columns = {
-        "step": np.arange(len(log.samples)),
-        "round": log.rounds,
-        "cluster": log.arms,
-        "sample_id": [drawn.sample_ids[row] for row in log.samples],
-        "reward": log.rewards,
-        "kind": [str(kind) for kind in log.kinds],
-        "bound": log.bounds,
-        "arm_mean": log.means,
-        "arm_std": log.stds,
-        "arm_left": log.lefts,
-    }
-    return pl.DataFrame(columns, schema=schema).with_columns(
-        pl.col("bound", "arm_mean", "arm_std").fill_nan(None)
-    )

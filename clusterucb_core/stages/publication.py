@@ -15,13 +15,8 @@ from clusterucb_core.pool.ingest import ingest_counts
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.accounting import selection_cost
 from clusterucb_core.stages.clusters import read_clustering
-from clusterucb_core.stages.draws import (
-    DrawSpec,
-    draw_exclusions,
-    read_certificate,
-    read_pulls,
-    read_selected,
-)
+from clusterucb_core.stages.drawn import draw_exclusions, read_certificate, read_pulls, read_selected
+from clusterucb_core.stages.draws import DrawSpec
 from clusterucb_core.stages.evaluation import read_results
 from clusterucb_core.stages.features import open_store
 from clusterucb_core.stages.intake import candidate_exclusions, candidate_ids, read_target

@@ -7,7 +7,7 @@ import pytest
 from clusterucb_core.demo import write_demo
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
 from clusterucb_core.stages.accounting import selection_cost
-from clusterucb_core.stages.draws import read_pulls, read_selected
+from clusterucb_core.stages.drawn import read_pulls, read_selected
 from clusterucb_core.stages.features import read_features
 from clusterucb_core.stages.intake import candidate_exclusions, candidate_ids
 from clusterucb_core.store import open_catalog, pool_sample_ids

@@ -19,7 +19,7 @@ from clusterucb_core.demo import write_demo
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
 from clusterucb_core.errors import TrackingUnavailable
 from clusterucb_core.planning import plan_run
-from clusterucb_core.stages.draws import read_pulls, read_selected
+from clusterucb_core.stages.drawn import read_pulls, read_selected
 from clusterucb_core.stages.summary import SubjectSummary
 from clusterucb_core.stages.training import loss_history
 from clusterucb_core.tracks import run_parameters

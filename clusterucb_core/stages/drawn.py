@@ -1,0 +1,103 @@
+"""What a selection saw and chose: the record, and the files of the artifact `draws` that keep it.
+
+Reads and writes files of that artifact.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from clusterucb_core.artifacts import read_manifest
+from clusterucb_core.bandit.pulls import PullLog
+from clusterucb_core.certificate import Certificate
+from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray, IntArray
+
+NO_CLUSTER = -1
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a selection saw: influence [n] (NaN where unseen), cluster [n], the pulls in order, exclusions.
+
+    Of the pulls, the last `n_uniform` are a simple random sample of the `n_left` samples that were left.
+    """
+
+    sample_ids: list[str]
+    influence: FloatArray
+    clusters: IntArray
+    pulls: PullLog | None
+    exclusions: tuple[Exclusion, ...]
+    budget_samples: int
+    n_uniform: int = 0
+    n_left: int = 0
+
+
+def write_drawn(folder: Path, drawn: Drawn, chosen: IntArray) -> None:
+    """Write the chosen rows in rank order, and every pull."""
+    selected = pl.DataFrame(
+        {
+            "rank": np.arange(1, len(chosen) + 1),
+            "sample_id": [drawn.sample_ids[row] for row in chosen],
+            "influence": drawn.influence[chosen],
+            "cluster": drawn.clusters[chosen],
+        }
+    ).with_columns(pl.col("influence").fill_nan(None), pl.col("cluster").replace(NO_CLUSTER, None))
+    selected.write_parquet(folder / "selected.parquet")
+    _pull_frame(drawn).write_parquet(folder / "pulls.parquet")
+    (folder / "selected.txt").write_text("\n".join(selected["sample_id"]), encoding="utf-8")
+
+
+def read_selected(ref: ArtifactRef) -> pl.DataFrame:
+    """Return rank, sample_id, influence and cluster of the selected samples."""
+    return pl.read_parquet(Path(ref.path) / "selected.parquet")
+
+
+def read_pulls(ref: ArtifactRef) -> pl.DataFrame:
+    """Return every pull in drawing order, with the columns of the table `pulls`."""
+    return pl.read_parquet(Path(ref.path) / "pulls.parquet")
+
+
+def draw_exclusions(ref: ArtifactRef) -> tuple[Exclusion, ...]:
+    """Return the samples that a selection could not use because of their gradients."""
+    return tuple(Exclusion(**item) for item in read_manifest(ref)["exclusions"])
+
+
+def read_certificate(ref: ArtifactRef) -> Certificate | None:
+    """Return what a selection is estimated to have missed; None where nothing was audited."""
+    found = read_manifest(ref)["certificate"]
+    return None if found is None else Certificate(**found)
+
+
+def _pull_frame(drawn: Drawn) -> pl.DataFrame:
+    log = drawn.pulls
+    schema = {
+        "step": pl.Int64,
+        "round": pl.Int64,
+        "cluster": pl.Int64,
+        "sample_id": pl.String,
+        "reward": pl.Float64,
+        "kind": pl.String,
+        "bound": pl.Float64,
+        "arm_mean": pl.Float64,
+        "arm_std": pl.Float64,
+        "arm_left": pl.Int64,
+    }
+    if log is None:
+        return pl.DataFrame(schema=schema)
+    columns = {
+        "step": np.arange(len(log.samples)),
+        "round": log.rounds,
+        "cluster": log.arms,
+        "sample_id": [drawn.sample_ids[row] for row in log.samples],
+        "reward": log.rewards,
+        "kind": [str(kind) for kind in log.kinds],
+        "bound": log.bounds,
+        "arm_mean": log.means,
+        "arm_std": log.stds,
+        "arm_left": log.lefts,
+    }
+    return pl.DataFrame(columns, schema=schema).with_columns(
+        pl.col("bound", "arm_mean", "arm_std").fill_nan(None)
+    )

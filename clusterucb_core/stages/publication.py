@@ -185,4 +185,7 @@ def _draft(period: PeriodDraws, facts: RunFacts, workspace: Workspace) -> Select
         estimated_recall=None if certificate is None else certificate.recall,
         recall_low=None if certificate is None else certificate.recall_low,
         recall_high=None if certificate is None else certificate.recall_high,
+        estimated_captured=None if certificate is None else certificate.captured,
+        captured_low=None if certificate is None else certificate.captured_low,
+        captured_high=None if certificate is None else certificate.captured_high,
     )

@@ -27,7 +27,8 @@ class SelectionDraft:
     again writes nothing. `pulls` has the columns step, round, cluster, sample_id, reward, kind, bound,
     arm_mean, arm_std and arm_left; `samples` has rank (1..k), sample_id, influence and cluster. Either may be
     without rows. `config` is the resolved configuration, `cost` the cost by stage; both are JSON values.
-    The recall fields are None where nothing was audited.
+    The recall and captured fields are None where nothing was audited, `separation_p` where the separation of
+    the target was not checked; `unspent_samples` is what an early stop left of the budget.
     """
 
     selection_key: str
@@ -55,6 +56,11 @@ class SelectionDraft:
     estimated_recall: float | None = None
     recall_low: float | None = None
     recall_high: float | None = None
+    unspent_samples: int = 0
+    estimated_captured: float | None = None
+    captured_low: float | None = None
+    captured_high: float | None = None
+    separation_p: float | None = None
 
 
 def check_drafts(con: duckdb.DuckDBPyConnection, drafts: Sequence[SelectionDraft]) -> None:

@@ -12,7 +12,8 @@ _DRAFT_COLUMNS = (
     "selection_key", "run_id", "period", "pool_version", "target", "mode", "policy", "budget_samples",
     "gradient_evaluations", "gradient_evaluations_reused", "target_gradient_evaluations", "selection_flops",
     "full_selection_flops", "config_digest", "code_version", "mlflow_run_id", "flow_run_id",
-    "estimated_recall", "recall_low", "recall_high",
+    "estimated_recall", "recall_low", "recall_high", "unspent_samples",
+    "estimated_captured", "captured_low", "captured_high", "separation_p",
 )  # fmt: skip
 
 

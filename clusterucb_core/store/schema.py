@@ -1,11 +1,11 @@
-"""The tables, the view and the macro of the catalog, and the version under which they were made."""
+"""The tables, the view and the macro of the catalog, their version, and what brings an older one to it."""
 
 import duckdb
 
 from clusterucb_core.errors import StaleArtifact
 from clusterucb_core.store.statements import rows, run, transaction
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _TABLES = """
 CREATE TABLE catalog_schema (
@@ -88,6 +88,11 @@ CREATE TABLE selections (
     estimated_recall DOUBLE,
     recall_low DOUBLE,
     recall_high DOUBLE,
+    unspent_samples BIGINT NOT NULL DEFAULT 0,
+    estimated_captured DOUBLE,
+    captured_low DOUBLE,
+    captured_high DOUBLE,
+    separation_p DOUBLE,
     config JSON NOT NULL,
     config_digest VARCHAR NOT NULL,
     code_version VARCHAR NOT NULL,
@@ -162,13 +167,26 @@ ON old_rows.sample_id = new_rows.sample_id
 """
 
 
+# What brings a catalog of a version to the next one; a view that reads all columns is made anew.
+_MIGRATIONS = {
+    1: """
+ALTER TABLE selections ADD COLUMN unspent_samples BIGINT DEFAULT 0;
+ALTER TABLE selections ADD COLUMN estimated_captured DOUBLE;
+ALTER TABLE selections ADD COLUMN captured_low DOUBLE;
+ALTER TABLE selections ADD COLUMN captured_high DOUBLE;
+ALTER TABLE selections ADD COLUMN separation_p DOUBLE;
+""",
+}
+
+
 def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
-    """Create what the catalog lacks; a catalog of the present version is left alone.
+    """Create what the catalog lacks, or bring a catalog of an earlier version to the present one.
 
     Raises:
         StaleArtifact: the file was written by a newer version, or holds other tables of the same names.
     """
     if _has_schema(con):
+        _migrate(con)
         check_schema(con)
         return
     try:
@@ -186,20 +204,42 @@ def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
         ) from error
 
 
+def _migrate(con: duckdb.DuckDBPyConnection) -> None:
+    found = _schema_version(con)
+    while found in _MIGRATIONS:
+        with transaction(con):
+            for text in _MIGRATIONS[found].split(";\n"):
+                if text.strip():
+                    run(con, text)
+            run(con, "DROP VIEW latest_selection")
+            run(con, _LATEST_SELECTION)
+            found += 1
+            run(con, "INSERT INTO catalog_schema (schema_version) VALUES (?)", [found])
+
+
 def check_schema(con: duckdb.DuckDBPyConnection) -> None:
     """Refuse a catalog whose tables this version does not know.
 
     Raises:
-        StaleArtifact: there is no schema, or a newer one.
+        StaleArtifact: there is no schema, a newer one, or an older one that no command has migrated yet.
     """
     if not _has_schema(con):
         raise StaleArtifact("the database holds no ClusterUCB tables; run `clusterucb run` first")
-    found = rows(con, "SELECT max(schema_version) FROM catalog_schema")[0][0]
-    if found != SCHEMA_VERSION:
+    found = _schema_version(con)
+    if found < SCHEMA_VERSION:
+        raise StaleArtifact(
+            f"the catalog has schema version {found}, this version of ClusterUCB reads {SCHEMA_VERSION}; "
+            "`clusterucb ingest` or `clusterucb run` brings it there"
+        )
+    if found > SCHEMA_VERSION:
         raise StaleArtifact(
             f"the catalog has schema version {found}, this version of ClusterUCB knows {SCHEMA_VERSION}; "
             "use the version of ClusterUCB that wrote it, or a newer one"
         )
+
+
+def _schema_version(con: duckdb.DuckDBPyConnection) -> int:
+    return rows(con, "SELECT max(schema_version) FROM catalog_schema")[0][0]
 
 
 def _has_schema(con: duckdb.DuckDBPyConnection) -> bool:

@@ -13,7 +13,11 @@ from clusterucb_core.store.statements import frame, rows
 
 
 class SelectionSummary(Frozen):
-    """A row of the table `selections`; the recall columns are None where nothing was audited."""
+    """A row of the table `selections`; the recall and captured columns are None where nothing was audited.
+
+    `unspent_samples` is what an early stop left of the budget; `separation_p` the p-value of the separation
+    check, None where it was not made.
+    """
 
     selection_version: int
     selection_key: str
@@ -36,6 +40,11 @@ class SelectionSummary(Frozen):
     estimated_recall: float | None
     recall_low: float | None
     recall_high: float | None
+    unspent_samples: int
+    estimated_captured: float | None
+    captured_low: float | None
+    captured_high: float | None
+    separation_p: float | None
     config: dict[str, Any]
     config_digest: str
     code_version: str

@@ -48,6 +48,7 @@ def print_list(summaries: "list[SelectionSummary]") -> None:
 def print_summary(summary: "SelectionSummary") -> None:
     """Print what is known of a selection version as a whole."""
     recall = interval(summary.estimated_recall, summary.recall_low, summary.recall_high)
+    captured = interval(summary.estimated_captured, summary.captured_low, summary.captured_high)
     facts = {
         "selection version": summary.selection_version,
         "created": f"{summary.created_at:%Y-%m-%d %H:%M} UTC",
@@ -61,6 +62,7 @@ def print_summary(summary: "SelectionSummary") -> None:
         "reused from earlier runs": count(summary.gradient_evaluations_reused),
         "of the target": count(summary.target_gradient_evaluations),
         "estimated recall": recall or "not audited",
+        "estimated captured influence": captured or "not audited",
         "run": summary.run_id,
         "code version": summary.code_version,
         "MLflow run": summary.mlflow_run_id,

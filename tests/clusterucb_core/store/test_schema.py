@@ -74,8 +74,8 @@ def first_catalog(catalog_path, empty_catalog):
         run(con, "UPDATE catalog_schema SET schema_version = 1")
         run(
             con,
-            "INSERT INTO selections VALUES (1, 'key', 'run', true, 1, now(), 1, 'gsm8k', 'static', 'linucb', 5,"
-            " 20, 20, 0, 3, 1.0, 2.0, '{}', 0.5, 0.4, 0.6, '{}', 'digest', '0.1.0', NULL, NULL)",
+            "INSERT INTO selections VALUES (1, 'key', 'run', true, 1, now(), 1, 'gsm8k', 'static', 'linucb',"
+            " 5, 20, 20, 0, 3, 1.0, 2.0, '{}', 0.5, 0.4, 0.6, '{}', 'digest', '0.1.0', NULL, NULL)",
         )
     return catalog_path
 

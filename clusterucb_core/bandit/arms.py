@@ -1,5 +1,6 @@
 """What the bandit has seen of every arm: running means and deviations, samples left, ordered rewards."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,14 +17,16 @@ Int64Array = NDArray[np.int64]
 class ArmState:
     """Running sums of k arms; only the functions of this module change it.
 
-    `means` is NaN and `maxima` -inf before an arm's first reward; `squares` is the sum of squared distances
-    to the mean. Of the first `n_rewards` entries of the two `history` buffers, the first `n_ranked` are in
-    ascending order of reward and the rest wait to be merged: a policy without thresholds never sorts.
+    `means` and `stds` (population) are NaN and `maxima` -inf before an arm's first reward; `squares` is the
+    sum of squared distances to the mean. Of the first `n_rewards` entries of the two `history` buffers, the
+    first `n_ranked` are in ascending order of reward and the rest wait to be merged: a policy without
+    thresholds never sorts.
     """
 
     counts: Int64Array
     means: Float64Array
     squares: Float64Array
+    stds: Float64Array
     maxima: Float64Array
     lefts: Int64Array
     history: Float64Array
@@ -45,6 +48,7 @@ def fresh_arms(sizes: Sequence[int] | IntArray, capacity: int) -> ArmState:
         counts=np.zeros(k, dtype=np.int64),
         means=np.full(k, np.nan),
         squares=np.zeros(k),
+        stds=np.full(k, np.nan),
         maxima=np.full(k, -np.inf),
         lefts=lefts,
         history=np.zeros(capacity),
@@ -66,29 +70,19 @@ def add_rewards(state: ArmState, arms: IntArray, rewards: FloatArray) -> None:
         rewards: [m], finite.
     """
     values = np.asarray(rewards, dtype=np.float64)
-    k = len(state.counts)
-    base = state.means.copy()
-    fresh = state.counts[arms] == 0
-    base[arms[fresh][::-1]] = values[fresh][::-1]  # the last assignment stays: the first reward of each arm
-    offsets = values - base[arms]
-    added = np.bincount(arms, minlength=k)
-    sums = np.bincount(arms, weights=offsets, minlength=k)
-    counts = state.counts + added
-    shift = sums / np.maximum(counts, 1)
-    state.squares += np.bincount(arms, weights=offsets * offsets, minlength=k) - sums * shift
-    np.maximum(state.squares, 0.0, out=state.squares)
-    state.means = base + shift
-    state.counts = counts
-    state.lefts = state.lefts - added
-    np.maximum.at(state.maxima, arms, values)
-    _append_history(state, arms, values)
+    if len(values) == 1:
+        _add_one(state, int(arms[0]), float(values[0]))
+    else:
+        _add_many(state, arms, values)
+    end = state.n_rewards + len(values)
+    state.history[state.n_rewards : end] = values
+    state.history_arms[state.n_rewards : end] = arms
+    state.n_rewards = end
 
 
 def arm_stds(state: ArmState) -> Float64Array:
-    """Return the population standard deviation of every arm's rewards [k], NaN before its first."""
-    variances = np.full(len(state.counts), np.nan)
-    np.divide(state.squares, state.counts, out=variances, where=state.counts > 0)
-    return np.sqrt(variances)
+    """Return the population standard deviation of every arm's rewards [k], to read only: NaN before any."""
+    return state.stds
 
 
 def ranked_rewards(state: ArmState) -> tuple[Float64Array, Int64Array]:
@@ -98,14 +92,53 @@ def ranked_rewards(state: ArmState) -> tuple[Float64Array, Int64Array]:
         order = np.argsort(state.history[ranked:n], kind="stable")
         values, arms = state.history[ranked:n][order], state.history_arms[ranked:n][order]
         places = np.searchsorted(state.history[:ranked], values, side="right")
-        state.history[:n] = np.insert(state.history[:ranked], places, values)
-        state.history_arms[:n] = np.insert(state.history_arms[:ranked], places, arms)
+        _merge(state.history, places, values, ranked=ranked)
+        _merge(state.history_arms, places, arms, ranked=ranked)
         state.n_ranked = n
     return state.history[:n], state.history_arms[:n]
 
 
-def _append_history(state: ArmState, arms: IntArray, values: Float64Array) -> None:
-    end = state.n_rewards + len(values)
-    state.history[state.n_rewards : end] = values
-    state.history_arms[state.n_rewards : end] = arms
-    state.n_rewards = end
+def _merge(
+    buffer: Float64Array | Int64Array,
+    places: IntArray,
+    added: Float64Array | Int64Array,
+    *,
+    ranked: int,
+) -> None:
+    """Insert values before the places of a buffer's first `ranked` entries; what is below them stays put."""
+    first = int(places[0])
+    buffer[first : ranked + len(added)] = np.insert(buffer[first:ranked], places - first, added)
+
+
+def _add_many(state: ArmState, arms: IntArray, values: Float64Array) -> None:
+    k = len(state.counts)
+    base = state.means.copy()
+    fresh = state.counts[arms] == 0
+    base[arms[fresh][::-1]] = values[fresh][::-1]  # the last assignment stays: the first reward of each arm
+    offsets = values - base[arms]
+    added = np.bincount(arms, minlength=k)
+    sums = np.bincount(arms, weights=offsets, minlength=k)
+    state.counts += added
+    state.lefts -= added
+    shift = sums / np.maximum(state.counts, 1)
+    state.squares += np.bincount(arms, weights=offsets * offsets, minlength=k) - sums * shift
+    np.maximum(state.squares, 0.0, out=state.squares)
+    state.means = base + shift
+    np.maximum.at(state.maxima, arms, values)
+    variances = np.divide(state.squares, state.counts, out=np.full(k, np.nan), where=state.counts > 0)
+    state.stds = np.sqrt(variances)
+
+
+def _add_one(state: ArmState, arm: int, value: float) -> None:
+    """Add one reward as `_add_many` would, to the last bit, without a look at the other arms."""
+    count = state.counts.item(arm)
+    base = state.means.item(arm) if count else value
+    offset = value - base
+    shift = offset / (count + 1)
+    squares = max(state.squares.item(arm) + (offset * offset - offset * shift), 0.0)
+    state.counts[arm] = count + 1
+    state.lefts[arm] -= 1
+    state.squares[arm] = squares
+    state.means[arm] = base + shift
+    state.maxima[arm] = max(state.maxima.item(arm), value)
+    state.stds[arm] = math.sqrt(squares / (count + 1))

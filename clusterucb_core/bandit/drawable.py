@@ -11,9 +11,13 @@ from clusterucb_core.records import FloatArray, IntArray
 
 @dataclass(frozen=True, slots=True)
 class Drawable:
-    """The samples of all arms in one array [n], with the start and size of each arm [k]."""
+    """The samples of all arms in one array [n], with the start and size of each arm [k].
+
+    `order` [n] are the places of the samples in ascending order of their index.
+    """
 
     samples: Int64Array
+    order: Int64Array
     starts: Int64Array
     sizes: Int64Array
 
@@ -26,23 +30,25 @@ def gather_arms(arms: Sequence[IntArray]) -> Drawable:
     """
     parts = [_sample_indices(arm, number) for number, arm in enumerate(arms)]
     samples = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
-    ordered = np.sort(samples)
+    order = np.argsort(samples, kind="stable")
+    ordered = samples[order]
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(repeated):
         raise ValueError(f"sample {repeated[0]} is in the arms more than once; every sample has one place")
     sizes = np.array([len(part) for part in parts], dtype=np.int64)
-    return Drawable(samples, np.cumsum(sizes) - sizes, sizes)
+    return Drawable(samples, order, np.cumsum(sizes) - sizes, sizes)
 
 
 def arms_of(drawable: Drawable, samples: IntArray) -> Int64Array:
     """Return the arm of each of the samples [m]."""
-    order = np.argsort(drawable.samples, kind="stable")
-    places = order[np.searchsorted(drawable.samples, samples, sorter=order)]
+    places = drawable.order[np.searchsorted(drawable.samples, samples, sorter=drawable.order)]
     return np.searchsorted(np.cumsum(drawable.sizes), places, side="right")
 
 
 def earlier_draws(arms: IntArray) -> Int64Array:
     """Return for each draw how many draws of the same arm come before it: [3, 5, 3] gives [0, 0, 1]."""
+    if len(arms) == 1:
+        return np.zeros(1, dtype=np.int64)
     order = np.argsort(arms, kind="stable")
     ordered = arms[order]
     earlier = np.empty(len(arms), dtype=np.int64)
@@ -60,14 +66,20 @@ def checked_scores(raw: FloatArray, samples: IntArray) -> Float64Array:
     m = len(samples)
     if rewards.ndim not in (1, 2) or len(rewards) != m or rewards.size < m:
         raise ValueError(f"rewards of shape {rewards.shape} for {m} samples; return [{m}] or [{m}, subtasks]")
-    unusable = ~np.isfinite(rewards.reshape(m, -1)).all(axis=1)
-    if unusable.any():
-        first = int(np.argmax(unusable))
+    scores = rewards.reshape(m, -1)
+    finite = np.isfinite(scores)
+    if not finite.all():
+        first = int(np.argmin(finite.all(axis=1)))
         raise ValueError(
             f"the reward of sample {samples[first]} is {rewards[first]}, not a finite number; "
             "leave samples out of the arms that cannot be scored"
         )
-    return rewards.reshape(m, -1)
+    return scores
+
+
+def largest_scores(scores: Float64Array) -> Float64Array:
+    """Return the reward [m] of samples with scores [m, s], their largest."""
+    return scores[:, 0] if scores.shape[1] == 1 else scores.max(axis=1)
 
 
 def _sample_indices(arm: IntArray, number: int) -> Int64Array:

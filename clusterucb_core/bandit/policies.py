@@ -1,7 +1,7 @@
 """Bandit policies: from what was seen of every arm to the arms drawn next.
 
 To add a policy, edit this file only: a frozen variant in the union `Policy`, a `case` in `arm_bounds` and in
-`next_draws`, and, where it reads a number of its own, a field of that name in `PolicySettings`.
+`bounded_draws`, and, where it reads a number of its own, a field of that name in `PolicySettings`.
 `ucb_beta` and the two threshold policies follow ClusterUCB (arXiv 2506.10288), `ucb1` Auer et al. (2002).
 """
 
@@ -129,7 +129,8 @@ def arm_bounds(policy: Policy, state: ArmState) -> FloatArray:
             assert_never(policy)
     bounds = np.where(state.counts == 0, np.inf, bounds)
     # Never 0: with negative rewards a closed arm would win.
-    return np.where(state.lefts == 0, -np.inf, bounds)
+    bounds[state.lefts == 0] = -np.inf
+    return bounds
 
 
 def next_draws(
@@ -150,19 +151,32 @@ def next_draws(
     Returns:
         Arm indices in drawing order, `count` of them, or fewer where every arm is closed or at its limit.
     """
+    return bounded_draws(policy, state, count=count, max_per_arm=max_per_arm, rng=rng)[0]
+
+
+def bounded_draws(
+    policy: Policy, state: ArmState, *, count: int, max_per_arm: int, rng: np.random.Generator
+) -> tuple[IntArray, FloatArray]:
+    """Return the arms of one round as `next_draws` does, and the bound that chose each."""
     limits = np.minimum(state.lefts, np.where(state.counts == 0, 1, max_per_arm))
     bounds = arm_bounds(policy, state)
     match policy:
         case UcbBeta() | Ucb1():
-            return _best_first(np.argsort(-bounds, kind="stable"), limits, count)
+            drawn = _best_first(_descending(bounds, count), limits, count)
         case ThresholdHard() | ThresholdNormal():
             # Among arms with no share above the threshold the largest reward decides (method.md, section 2).
             largest = np.where(bounds == 0.0, state.maxima, 0.0)
-            return _best_first(np.lexsort((-largest, -bounds)), limits, count)
+            drawn = _best_first(np.lexsort((-largest, -bounds)), limits, count)
         case Uniform():
-            return _at_random(np.isposinf(bounds), limits, count, rng=rng)
+            drawn = _at_random(np.isposinf(bounds), limits, count, rng=rng)
         case _:
             assert_never(policy)
+    return drawn, bounds[drawn]
+
+
+def _descending(bounds: FloatArray, count: int) -> Int64Array:
+    """Return the arms from the largest bound down, or the first of them alone where one draw is wanted."""
+    return np.array([bounds.argmax()]) if count == 1 else np.argsort(-bounds, kind="stable")
 
 
 def _best_first(order: Int64Array, limits: Int64Array, count: int) -> Int64Array:

@@ -22,9 +22,10 @@ from clusterucb_core.bandit.drawable import (
     checked_scores,
     earlier_draws,
     gather_arms,
+    largest_scores,
 )
 from clusterucb_core.bandit.outlooks import Outlook, best_open, expectations, observe, open_outlook
-from clusterucb_core.bandit.policies import LinUcb, Policy, arm_bounds, next_draws
+from clusterucb_core.bandit.policies import LinUcb, Policy, bounded_draws
 from clusterucb_core.errors import BudgetError
 from clusterucb_core.records import FloatArray, IntArray
 
@@ -73,13 +74,14 @@ class RoundReport:
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
-    """The samples [m] of one round with their arms, and the bound [m] that chose each."""
+    """The samples [m] of one round with their arms, the bound that chose each, what was left in its arm."""
 
     round: int
     kind: PullKind
     samples: Int64Array
     arms: IntArray
     bounds: FloatArray
+    lefts: Int64Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +141,11 @@ def pull_arms(
     _check_budget(budget_samples, cold_start, pool.sizes)
     state = fresh_arms(pool.sizes, capacity=budget_samples)
     outlook = _outlook(pool, policy, context, prior) if isinstance(policy, LinUcb) else None
-    run = _Run(pool, state, outlook, _blank_log(budget_samples), reward, on_round)
+    run = _Run(pool, state, outlook, _blank_log(budget_samples, int(cold_start.sum())), reward, on_round)
     if cold_start.any():
         forced = np.repeat(np.arange(len(arms)), cold_start)
         bounds = np.full(len(forced), np.nan)
-        _play(run, _Decision(0, "cold_start", _front(pool, state, forced), forced, bounds))
+        _play(run, _from_arms(run, forced, bounds, number=0))
     number = 0
     while state.n_rewards < budget_samples:
         number += 1
@@ -193,13 +195,15 @@ def _check_budget(budget_samples: int, cold_start: IntArray, sizes: IntArray) ->
         )
 
 
-def _blank_log(budget_samples: int) -> PullLog:
+def _blank_log(budget_samples: int, cold_start_samples: int) -> PullLog:
+    kinds = np.full(budget_samples, "cold_start")
+    kinds[cold_start_samples:] = "draw"
     return PullLog(
         samples=np.zeros(budget_samples, dtype=np.int64),
         arms=np.zeros(budget_samples, dtype=np.int64),
         rewards=np.zeros(budget_samples),
         rounds=np.zeros(budget_samples, dtype=np.int64),
-        kinds=np.full(budget_samples, "cold_start"),
+        kinds=kinds,
         bounds=np.zeros(budget_samples),
         means=np.zeros(budget_samples),
         stds=np.zeros(budget_samples),
@@ -211,29 +215,29 @@ def _play(run: _Run, decision: _Decision) -> None:
     """Draw the decided samples, compute their rewards, and add both to the log and the state."""
     state, log, samples, arms = run.state, run.log, decision.samples, decision.arms
     span = slice(state.n_rewards, state.n_rewards + len(arms))
-    lefts = state.lefts[arms] - earlier_draws(arms)
     scores = checked_scores(run.reward(samples.copy()), samples)
-    rewards = scores.max(axis=1)
+    rewards = largest_scores(scores)
     log.samples[span] = samples
     log.arms[span] = arms
     log.rewards[span] = rewards
     log.rounds[span] = decision.round
-    log.kinds[span] = decision.kind
     log.bounds[span] = decision.bounds
     log.means[span] = state.means[arms]
     log.stds[span] = arm_stds(state)[arms]
-    log.lefts[span] = lefts
+    log.lefts[span] = decision.lefts
     add_rewards(state, arms, rewards)
     if run.outlook is not None:
         observe(run.outlook, samples, scores)
     if run.on_round is not None:
-        run.on_round(_round_report(run, decision, samples, rewards=rewards))
+        run.on_round(_round_report(run, decision, rewards.copy()))
 
 
-def _front(pool: Drawable, state: ArmState, arms: IntArray) -> Int64Array:
-    """Return the next samples of the drawn arms, each arm from front to back."""
-    lefts = state.lefts[arms] - earlier_draws(arms)
-    return pool.samples[pool.starts[arms] + pool.sizes[arms] - lefts]
+def _from_arms(run: _Run, arms: IntArray, bounds: FloatArray, *, number: int) -> _Decision:
+    """Return the decision for the next samples of the drawn arms, each arm from front to back."""
+    pool = run.pool
+    lefts = run.state.lefts[arms] - earlier_draws(arms)
+    samples = pool.samples[pool.starts[arms] + pool.sizes[arms] - lefts]
+    return _Decision(number, "draw" if number else "cold_start", samples, arms, bounds, lefts)
 
 
 def _outlook(pool: Drawable, policy: LinUcb, context: FloatArray | None, prior: FloatArray | None) -> Outlook:
@@ -245,14 +249,12 @@ def _outlook(pool: Drawable, policy: LinUcb, context: FloatArray | None, prior: 
 def _decide(
     run: _Run, policy: Policy | LinUcb, *, number: int, round_samples: int, rng: np.random.Generator
 ) -> _Decision:
-    state = run.state
-    count = min(round_samples, len(run.log.samples) - state.n_rewards)
+    count = min(round_samples, len(run.log.samples) - run.state.n_rewards)
     if isinstance(policy, LinUcb):
         return _best_samples(run, policy, number=number, count=count, rng=rng)
     limit = -(-round_samples // _ARM_PARTS_PER_ROUND)
-    drawn = next_draws(policy, state, count=count, max_per_arm=limit, rng=rng)
-    bounds = arm_bounds(policy, state)[drawn]
-    return _Decision(number, "draw", _front(run.pool, state, drawn), drawn, bounds)
+    drawn, bounds = bounded_draws(policy, run.state, count=count, max_per_arm=limit, rng=rng)
+    return _from_arms(run, drawn, bounds, number=number)
 
 
 def _best_samples(
@@ -267,17 +269,16 @@ def _best_samples(
     best = nothing if expected is None else best_open(outlook, expected, count - at_random)
     others = np.setdiff1d(np.flatnonzero(outlook.open), best, assume_unique=True)
     samples = np.concatenate([best, rng.choice(others, size=at_random, replace=False)])
+    arms = arms_of(run.pool, samples)
     bounds = np.full(count, np.nan) if expected is None else expected[samples]
-    return _Decision(number, "draw", samples, arms_of(run.pool, samples), bounds)
+    return _Decision(number, "draw", samples, arms, bounds, run.state.lefts[arms] - earlier_draws(arms))
 
 
-def _round_report(
-    run: _Run, decision: _Decision, samples: Int64Array, *, rewards: Float64Array
-) -> RoundReport:
+def _round_report(run: _Run, decision: _Decision, rewards: Float64Array) -> RoundReport:
     return RoundReport(
         round=decision.round,
         kind=decision.kind,
-        samples=samples,
+        samples=decision.samples,
         arms=decision.arms,
         rewards=rewards,
         spent_samples=run.state.n_rewards,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from clusterucb_core.bandit.arms import add_rewards, arm_stds, fresh_arms, ranked_rewards
+from clusterucb_core.bandit.arms import ArmState, add_rewards, arm_stds, fresh_arms, ranked_rewards
 
 
 def test_sums_agree_with_numpy_however_the_rewards_are_batched():
@@ -27,6 +27,19 @@ def test_a_large_offset_costs_the_deviation_no_precision(batch: int):
     exact = float(np.std((rewards - 1e6).astype(np.longdouble)))
     # Sums of raw squares would give 0 or a value around 1e-2.
     assert arm_stds(state)[0] == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, -7.5, 1e6])
+def test_rewards_of_distinct_arms_give_the_same_bits_one_by_one_and_together(offset: float):
+    rng = np.random.default_rng(3)
+    single, together = (fresh_arms([40] * 5, capacity=90) for _ in range(2))
+    for _ in range(30):
+        arms, rewards = rng.permutation(4)[:3], rng.normal(size=3) + offset
+        add_rewards(together, arms, rewards)
+        for arm, reward in zip(arms, rewards, strict=True):
+            add_rewards(single, np.array([arm]), np.array([reward]))
+    for name in ArmState.__slots__:
+        np.testing.assert_array_equal(getattr(single, name), getattr(together, name))
 
 
 def test_equal_rewards_have_a_deviation_of_exactly_zero():

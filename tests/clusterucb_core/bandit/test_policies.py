@@ -14,6 +14,7 @@ from clusterucb_core.bandit.policies import (
     UcbBeta,
     Uniform,
     arm_bounds,
+    bounded_draws,
     next_draws,
 )
 
@@ -122,6 +123,17 @@ def test_the_largest_reward_decides_where_every_share_is_zero(policy: Policy):
     state = seen([[1.0], [2.0], [2.0], [8.0, 9.0, 9.0, 9.0]], [5, 5, 5, 0])
     assert arm_bounds(policy, state).tolist() == [0.0, 0.0, 0.0, -math.inf]
     assert draws(policy, state, count=3) == [1, 2, 0]
+
+
+@pytest.mark.parametrize("policy", VARIANTS[:-1], ids=lambda policy: policy.kind)
+@pytest.mark.parametrize("seed", range(20))
+def test_a_single_draw_is_the_first_of_many(policy: Policy, seed: int):
+    rng = np.random.default_rng(seed)
+    rewards = [rng.integers(-3, 3, size=n).astype(float).tolist() for n in rng.integers(seed % 2, 5, size=9)]
+    state = seen(rewards, rng.integers(0, 3, size=9).tolist())
+    arms, bounds = bounded_draws(policy, state, count=1, max_per_arm=2, rng=rng)
+    assert arms.tolist() == draws(policy, state, count=40, max_per_arm=2)[:1]
+    assert bounds.tolist() == arm_bounds(policy, state)[arms].tolist() == [arm_bounds(policy, state).max()]
 
 
 def test_uniform_draws_every_open_arm_about_equally_often():

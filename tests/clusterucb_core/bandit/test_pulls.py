@@ -103,6 +103,20 @@ def test_one_draw_a_round_agrees_with_the_direct_loop_step_by_step(
         np.testing.assert_array_equal(log.rewards, rewards[log.samples])
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_the_papers_rule_agrees_with_the_direct_loop_on_instances_of_any_kind(seed: int):
+    rng = np.random.default_rng([seed, 16])
+    sizes = rng.integers(0, [2, 4, 12, 60], size=(4, 4)).ravel().tolist()
+    arms, rewards = pool(seed, [*sizes, 30], offset=rng.choice([-5.0, 0.0, 3.0]))
+    fraction = float(rng.choice([0.0, 0.05, 0.3]))
+    least = max(1, int(cold_start_counts([len(arm) for arm in arms], fraction).sum()))
+    budget = int(rng.integers(least, len(rewards), endpoint=True))
+    policy = UcbBeta(beta=float(rng.choice([0.0, 1.0, 2.5])))
+    log = play(arms, rewards, policy, budget, cold_start_fraction=fraction, round_samples=1)
+    assert log.samples.tolist() == slow_pulls(arms, rewards, policy, budget, fraction)
+    assert len(log.samples) == len(set(log.samples.tolist())) == budget
+
+
 @every_policy
 @pytest.mark.parametrize("round_samples", [1, 3, 8, 64, 1000])
 def test_the_budget_is_spent_exactly_without_a_repeat(policy: Policy, round_samples: int):

@@ -84,6 +84,14 @@ class SelectionSettings(PolicySettings):
     top_fraction: float = Field(
         default=0.05, gt=0, le=1, title="Selected share", description="Share of the pool that is selected."
     )
+    early_stop: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        title="Early stop",
+        description="The draws end when fewer samples than this share of the k selected are expected to be "
+        "left undrawn above the k-th best reward; 0: spend the whole budget.",
+    )
     round_samples: int = Field(
         default=64,
         ge=1,

@@ -1,9 +1,12 @@
-"""The pull loop: cold start, then rounds of draws under a policy until the budget is spent to the sample."""
+"""The pull loop: cold start, then rounds of draws under a policy until the budget is spent to the sample.
+
+An early stop may end it sooner.
+"""
 
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -15,6 +18,7 @@ from clusterucb_core.bandit.arms import (
     add_rewards,
     arm_stds,
     fresh_arms,
+    ranked_rewards,
 )
 from clusterucb_core.bandit.drawable import (
     Drawable,
@@ -26,6 +30,7 @@ from clusterucb_core.bandit.drawable import (
 )
 from clusterucb_core.bandit.outlooks import Outlook, best_open, expectations, observe, open_outlook
 from clusterucb_core.bandit.policies import LinUcb, Policy, bounded_draws
+from clusterucb_core.bandit.stopping import EarlyStop, expected_in_arms, expected_in_samples
 from clusterucb_core.errors import BudgetError
 from clusterucb_core.records import FloatArray, IntArray
 
@@ -40,7 +45,7 @@ _ARM_PARTS_PER_ROUND = 8
 
 @dataclass(frozen=True, slots=True)
 class PullLog:
-    """Every pull in drawing order; all arrays have length B, the budget.
+    """Every pull in drawing order; all arrays have length B, the budget or what was drawn at an early stop.
 
     `bounds`, `means` and `stds` are the arm's as they stood before the pull's round (NaN where there was no
     reward yet), `lefts` the samples left in the arm just before the pull, it included. `rounds` is 0 for the
@@ -108,8 +113,9 @@ def pull_arms(
     context: FloatArray | None = None,
     prior: FloatArray | None = None,
     on_round: Callable[[RoundReport], None] | None = None,
+    stop: EarlyStop | None = None,
 ) -> PullLog:
-    """Draw exactly `budget_samples` samples from the arms and return every pull.
+    """Draw exactly `budget_samples` samples from the arms, unless told when to stop, and return every pull.
 
     Args:
         arms: k int arrays of sample indices, each in its drawing order; an arm may be empty.
@@ -124,6 +130,7 @@ def pull_arms(
         prior: a cheap guess of the reward, [n] or [n, s]; it orders the first round of `LinUcb` and is side
             information after that.
         on_round: called after every round.
+        stop: ends the draws after the first round that leaves hardly anything to find, as `EarlyStop` says.
 
     Returns:
         The pulls in drawing order.
@@ -147,11 +154,12 @@ def pull_arms(
         bounds = np.full(len(forced), np.nan)
         _play(run, _from_arms(run, forced, bounds, number=0))
     number = 0
-    while state.n_rewards < budget_samples:
+    while state.n_rewards < budget_samples and not (stop and _is_settled(run, stop)):
         number += 1
         _play(run, _decide(run, policy, number=number, round_samples=round_samples, rng=rng))
-    logger.info("%d samples drawn from %d arms, %d rounds", budget_samples, len(arms), number)
-    return run.log
+    drawn, unspent = state.n_rewards, budget_samples - state.n_rewards
+    logger.info("%d samples drawn from %d arms, %d rounds, %d unspent", drawn, len(arms), number, unspent)
+    return _beginning(run.log, drawn) if unspent else run.log
 
 
 def cold_start_counts(sizes: Sequence[int] | IntArray, fraction: float) -> IntArray:
@@ -272,6 +280,26 @@ def _best_samples(
     arms = arms_of(run.pool, samples)
     bounds = np.full(count, np.nan) if expected is None else expected[samples]
     return _Decision(number, "draw", samples, arms, bounds, run.state.lefts[arms] - earlier_draws(arms))
+
+
+def _is_settled(run: _Run, stop: EarlyStop) -> bool:
+    """Tell whether hardly any sample above the k-th best reward is expected undrawn."""
+    state, outlook = run.state, run.outlook
+    if stop.tolerance == 0.0 or state.n_rewards < stop.k:
+        return False
+    threshold = float(ranked_rewards(state)[0][-stop.k])
+    if outlook is None:
+        return expected_in_arms(state, threshold) < stop.tolerance * stop.k
+    expected = expectations(outlook)
+    assert expected is not None, "a reward was seen"
+    seen = _beginning(run.log, state.n_rewards)
+    # before any reward the bounds were guesses, not predictions
+    errors = (seen.rewards - seen.bounds)[seen.rounds > 1]
+    return expected_in_samples(expected[outlook.open], errors, threshold) < stop.tolerance * stop.k
+
+
+def _beginning(log: PullLog, pulls: int) -> PullLog:
+    return PullLog(**{field.name: getattr(log, field.name)[:pulls] for field in fields(log)})
 
 
 def _round_report(run: _Run, decision: _Decision, rewards: Float64Array) -> RoundReport:

@@ -22,6 +22,7 @@ class Drawn:
     """What a selection saw: influence [n] (NaN where unseen), cluster [n], the pulls in order, exclusions.
 
     Of the pulls, the last `n_uniform` are a simple random sample of the `n_left` samples that were left.
+    `unspent_samples` of the budget were not drawn, because of an early stop.
     """
 
     sample_ids: list[str]
@@ -32,6 +33,7 @@ class Drawn:
     budget_samples: int
     n_uniform: int = 0
     n_left: int = 0
+    unspent_samples: int = 0
 
 
 def write_drawn(folder: Path, drawn: Drawn, chosen: IntArray) -> None:

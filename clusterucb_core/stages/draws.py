@@ -14,6 +14,7 @@ from clusterucb_core.artifacts import new_artifact
 from clusterucb_core.bandit.audits import Audit, audit_pulls
 from clusterucb_core.bandit.policies import LinUcb
 from clusterucb_core.bandit.pulls import RoundReport, pull_arms
+from clusterucb_core.bandit.stopping import EarlyStop
 from clusterucb_core.certificate import certify
 from clusterucb_core.errors import BudgetError, InvalidPool, TooManyExcluded
 from clusterucb_core.execution import ExecutionSettings
@@ -49,7 +50,7 @@ class DrawSpec(StageSpec):
     """
 
     stage: str = "draws"
-    version: int = 2
+    version: int = 3
     settings: SelectionSettings
     target: ArtifactRef
     tokens: ArtifactRef
@@ -132,8 +133,9 @@ def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSett
     filler = BookFiller(spec.tokens, workspace=workspace, execution=execution, run_id=spec.run_id)
     lost: dict[int, str] = {}
     while True:
+        arms = _arms(spec, clusters, lost)
         try:
-            audit = _pull(spec, book, filler, arms=_arms(spec, clusters, lost), workspace=workspace)
+            audit = _pull(spec, book, filler, arms=arms, workspace=workspace)
             break
         except UnusableSamples as error:
             # what was computed stays in the store, so the repeat without these samples is a replay
@@ -145,8 +147,23 @@ def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSett
     late = tuple(
         Exclusion(ids[row], "selection", reason, f"period {spec.period}") for row, reason in lost.items()
     )
-    excluded = exclusions + late
-    return Drawn(ids, influence, clusters, log, excluded, len(log.samples), audit.n_uniform, audit.n_left)
+    return Drawn(
+        ids,
+        influence,
+        clusters,
+        log,
+        exclusions + late,
+        budget_samples=_budget(spec, arms),
+        n_uniform=audit.n_uniform,
+        n_left=audit.n_left,
+        unspent_samples=_budget(spec, arms) - len(log.samples),
+    )
+
+
+def _budget(spec: DrawSpec, arms: list[IntArray]) -> int:
+    """Return how many samples may be drawn, those of the audit included."""
+    share = share_of(spec.settings.budget_fraction, pool_size(spec.candidates))
+    return min(sum(len(arm) for arm in arms), share)
 
 
 def _pull(
@@ -162,19 +179,19 @@ def _pull(
     policy = bandit_policy(settings)
     side = _side_information(spec, book, workspace) if isinstance(policy, LinUcb) else None
     context, prior = (None, None) if side is None else (side.context, side.prior)
-    budget = min(sum(len(arm) for arm in arms), share_of(settings.budget_fraction, n))
     audit_samples = share_of(settings.audit_fraction, n)
     log = pull_arms(
         arms,
         reward,
         policy=policy,
-        budget_samples=budget - audit_samples,
+        budget_samples=_budget(spec, arms) - audit_samples,
         cold_start_fraction=cold_start_of(settings),
         round_samples=settings.round_samples,
         context=context,
         prior=prior,
         rng=child_rng(spec.seed, "policy", str(spec.period)),
         on_round=_log_round,
+        stop=EarlyStop(share_of(settings.top_fraction, n), settings.early_stop),
     )
     if audit_samples == 0:
         return Audit(log, n_uniform=0, n_left=0)
@@ -253,6 +270,7 @@ def _write(spec: DrawSpec, workspace: Workspace, drawn: Drawn, chosen: IntArray)
         "n_candidates": len(drawn.sample_ids),
         "n_selected": len(chosen),
         "budget_samples": drawn.budget_samples,
+        "unspent_samples": drawn.unspent_samples,
         "certificate": _certificate(spec, drawn, k=len(chosen)),
         "exclusions": [asdict(exclusion) for exclusion in drawn.exclusions],
     }

@@ -157,7 +157,7 @@ def publish_evaluations(
 def _draft(period: PeriodDraws, facts: RunFacts, workspace: Workspace) -> SelectionDraft:
     spec, draws = period.spec, period.draws
     cost = selection_cost(spec, draws, workspace, facts.run_id)
-    certificate = read_certificate(draws)
+    certificate, manifest = read_certificate(draws), read_manifest(draws)
     return SelectionDraft(
         selection_key=version_key(facts.selection_key, spec.period),
         run_id=facts.run_id,
@@ -166,7 +166,8 @@ def _draft(period: PeriodDraws, facts: RunFacts, workspace: Workspace) -> Select
         target=read_target(spec.target).name,
         mode=facts.mode,
         policy=facts.policy,
-        budget_samples=int(read_manifest(draws)["budget_samples"]),
+        budget_samples=int(manifest["budget_samples"]),
+        unspent_samples=int(manifest["unspent_samples"]),
         gradient_evaluations=cost.computed,
         gradient_evaluations_reused=cost.reused,
         target_gradient_evaluations=cost.target_computed,

@@ -58,6 +58,7 @@ def print_summary(summary: "SelectionSummary") -> None:
         "pool version": summary.pool_version,
         "selected": count(summary.n_selected),
         "budget": count(summary.budget_samples),
+        "unspent": count(summary.unspent_samples),
         "gradient evaluations": count(summary.gradient_evaluations),
         "reused from earlier runs": count(summary.gradient_evaluations_reused),
         "of the target": count(summary.target_gradient_evaluations),

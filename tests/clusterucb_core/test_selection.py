@@ -140,7 +140,7 @@ def test_what_can_be_selected_passes(settings):
     [
         {"beta": -1}, {"top_share": 0}, {"top_share": 1}, {"explore_fraction": 1.1}, {"budget_fraction": 0},
         {"cold_start_fraction": -0.1}, {"audit_fraction": 1}, {"top_fraction": 0}, {"round_samples": 0},
-        {"aggregate": "median"}, {"context": "text"},
+        {"aggregate": "median"}, {"context": "text"}, {"early_stop": -0.01}, {"early_stop": 1},
     ],
 )  # fmt: skip
 def test_a_setting_out_of_range_is_refused(change):

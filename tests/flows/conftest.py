@@ -166,6 +166,7 @@ def _draft(run_id, ids):
         mode="static",
         policy="ucb_beta",
         budget_samples=6,
+        unspent_samples=2,
         gradient_evaluations=18,
         gradient_evaluations_reused=2,
         target_gradient_evaluations=4,

@@ -85,6 +85,21 @@ def test_an_audit_inside_the_budget_certifies_the_version(plain, config, tmp_pat
     assert found[2] <= found[3] <= found[4]
 
 
+@pytest.mark.parametrize("policy", ["linucb", "ucb_beta"])
+def test_an_early_stop_leaves_budget_unspent_and_is_audited_all_the_same(plain, config, tmp_path, policy):
+    changes = ("selection.early_stop=0.9", "selection.budget_fraction=0.9", "selection.audit_fraction=0.1")
+    few = ("clusters.k=4", "selection.round_samples=4", f"selection.policy={policy}")
+    run = plain.run_plain(config, tmp_path, *SMALL, *changes, *few)
+    kinds = read_pulls(run.chosen.periods[0].draws)["kind"]
+    with open_catalog(run.plan.workspace.catalog, read_only=True) as con:
+        columns = "budget_samples, unspent_samples, gradient_evaluations, estimated_recall"
+        ((budget, unspent, gradients, recall),) = con.execute(f"SELECT {columns} FROM selections").fetchall()
+    assert (budget, kinds.to_list()[-30:], (kinds == "audit").sum()) == (270, ["audit"] * 30, 30)
+    assert 0 < unspent == 270 - len(kinds)
+    assert gradients == len(candidate_ids(run.inputs.candidates)) + len(kinds)
+    assert 0 < recall <= 1
+
+
 def test_dynamic_mode_selects_again_before_each_epoch(plain, config, tmp_path):
     run = plain.run_plain(
         config, tmp_path, "pool.max_samples=300", "mode=dynamic", "warmup.steps=3", "finetune.epochs=2"

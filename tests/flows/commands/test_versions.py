@@ -39,6 +39,11 @@ def test_show_tells_cost_sources_evaluations_and_the_first_samples(call, catalog
     assert "question 3" in out
 
 
+def test_show_tells_what_an_early_stop_left_of_the_budget(call, catalog):
+    facts = dict(line.split("  ", 1) for line in call("show", "2").out.splitlines()[:12])
+    assert (facts["budget"].strip(), facts["unspent"].strip()) == ("6", "2")
+
+
 def test_hostile_text_is_shown_as_text(call, catalog):
     out = call("show", "1").out
     assert "[bold red]not markup[/bold red] :smile: [2Jcleared gnp" in out

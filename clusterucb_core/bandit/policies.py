@@ -180,7 +180,7 @@ def _descending(bounds: FloatArray, count: int) -> Int64Array:
 
 
 def _best_first(order: Int64Array, limits: Int64Array, count: int) -> Int64Array:
-    return np.repeat(order, limits[order])[:count]
+    return order.repeat(limits[order])[:count]
 
 
 def _at_random(unseen: np.ndarray, limits: Int64Array, count: int, *, rng: np.random.Generator) -> Int64Array:

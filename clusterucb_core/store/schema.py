@@ -5,7 +5,7 @@ import duckdb
 from clusterucb_core.errors import StaleArtifact
 from clusterucb_core.store.statements import rows, run, transaction
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _TABLES = """
 CREATE TABLE catalog_schema (
@@ -130,7 +130,8 @@ CREATE TABLE evaluations (
     value DOUBLE,
     low DOUBLE,
     high DOUBLE,
-    n BIGINT NOT NULL
+    n BIGINT NOT NULL,
+    target VARCHAR
 );
 CREATE TABLE erasures (
     sample_id VARCHAR PRIMARY KEY,
@@ -176,6 +177,7 @@ ALTER TABLE selections ADD COLUMN captured_low DOUBLE;
 ALTER TABLE selections ADD COLUMN captured_high DOUBLE;
 ALTER TABLE selections ADD COLUMN separation_p DOUBLE;
 """,
+    2: "ALTER TABLE evaluations ADD COLUMN target VARCHAR;",
 }
 
 

@@ -48,6 +48,15 @@ def test_runs_that_share_a_version_share_its_baselines(con):
     assert selection_evaluations(con, 1)["run_id"].to_list() == ["run-1", "run-3", "run-3"]
 
 
+def test_a_version_is_read_with_the_baselines_of_its_own_target(con):
+    own, other = replace(BASELINE, task="arc", target="gsm8k"), replace(BASELINE, task="arc", target="other")
+    record_evaluations(con, [OWN, own, replace(other, value=2.5), replace(BASELINE, subject="zero_shot")])
+    found = selection_evaluations(con, 1)
+    assert rows(con, "SELECT count(*) FROM evaluations") == [(4,)]
+    assert sorted(found["subject"].to_list()) == ["random:0", "selection", "zero_shot"]
+    assert found.filter(subject="random:0").select("target", "value").row(0) == ("gsm8k", 1.8)
+
+
 def test_an_unknown_version_is_refused_and_nothing_written(con):
     with pytest.raises(UnknownVersion, match="no selection version 5"):
         record_evaluations(con, [OWN, replace(OWN, selection_version=5)])

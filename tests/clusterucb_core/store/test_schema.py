@@ -22,7 +22,7 @@ CONTRACT = {
         "config_digest code_version mlflow_run_id flow_run_id"
     ),
     "selection_samples": "selection_version rank sample_id influence cluster",
-    "evaluations": "selection_version run_id subject task metric value low high n",
+    "evaluations": "selection_version run_id subject task metric value low high n target",
     "erasures": "sample_id at reason",
     "latest_selection": "selection_version run_id period target",
 }
@@ -70,6 +70,7 @@ def first_catalog(catalog_path, empty_catalog):
         run(con, "DROP VIEW latest_selection")
         for column in SINCE_VERSION_1:
             run(con, f"ALTER TABLE selections DROP COLUMN {column}")
+        run(con, "ALTER TABLE evaluations DROP COLUMN target")
         run(con, "CREATE VIEW latest_selection AS FROM selections")
         run(con, "UPDATE catalog_schema SET schema_version = 1")
         run(
@@ -82,10 +83,11 @@ def first_catalog(catalog_path, empty_catalog):
 
 def test_a_catalog_of_version_1_is_migrated_when_it_is_opened_for_writing(first_catalog):
     with open_catalog(first_catalog) as con:
-        assert rows(con, "SELECT max(schema_version) FROM catalog_schema") == [(2,)]
+        assert rows(con, "SELECT max(schema_version) FROM catalog_schema") == [(3,)]
         columns = ", ".join(("selection_version", "recall_high", *SINCE_VERSION_1))
         for table in ("selections", "latest_selection"):
             assert rows(con, f"SELECT {columns} FROM {table}") == [(1, 0.6, 0, None, None, None, None)]
+        assert rows(con, "SELECT target FROM evaluations") == []
 
 
 def test_a_reader_of_an_older_catalog_is_told_how_to_migrate_it(first_catalog):

@@ -49,7 +49,9 @@ class RunConfig(Frozen):
     pool: PoolSettings = Field(title="Pool", description="The candidate samples.")
     target: TargetSettings | None = Field(default=None, title="Target", description="The task tuned for.")
     targets: tuple[TargetSettings, ...] = Field(
-        default=(), title="Targets", description="Several targets in place of one."
+        default=(),
+        title="Targets",
+        description="Several targets in place of one; they share every gradient and get a version each.",
     )
     model: ModelSettings = Field(title="Model", description="The base model and its adapter.")
     mode: Literal["dynamic", "static"] = Field(
@@ -67,20 +69,27 @@ class RunConfig(Frozen):
     seed: int = Field(default=0, ge=0, title="Seed", description="The seed of everything random.")
 
     @model_validator(mode="after")
-    def _one_target(self) -> "RunConfig":
-        named = [*self.targets, *([self.target] if self.target else [])]
-        if not named:
-            raise ValueError("no target: give `target: {name: ..., validation: ..., test: ...}`")
-        if len(named) > 1:
+    def _distinct_targets(self) -> "RunConfig":
+        if self.target and self.targets:
             raise ValueError(
-                f"{len(named)} targets: this version selects for one target a run; run once for each"
+                f"both target ({self.target.name}) and targets ({_names(self.targets)}) are given; "
+                "move the one into the list, or set target: null"
+            )
+        if not self.all_targets:
+            raise ValueError("no target: give `target: {name: ..., validation: ..., test: ...}`")
+        names = [target.name for target in self.targets]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"several targets are named {twice[0]!r} (targets: {_names(self.targets)}); "
+                "versions and measures are told apart by the name, so give each target its own"
             )
         return self
 
     @property
-    def only_target(self) -> TargetSettings:
-        """The one target of this run."""
-        return self.target or self.targets[0]
+    def all_targets(self) -> tuple[TargetSettings, ...]:
+        """The targets of this run, one or more, in their order."""
+        return (self.target,) if self.target else self.targets
 
 
 def load_config(
@@ -125,6 +134,10 @@ def validated(kind: type[Model], tree: object, *, where: str) -> Model:
 def config_digest(config: RunConfig) -> str:
     """Return the fingerprint of a resolved configuration."""
     return fingerprint(config.model_dump(mode="json"))
+
+
+def _names(targets: Sequence[TargetSettings]) -> str:
+    return ", ".join(target.name for target in targets)
 
 
 def _read_tree(path: Path) -> dict[str, Any]:

@@ -33,11 +33,15 @@ WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Estimate(Frozen):
-    """What a run will take; `n_samples` is the part of the pool that `max_samples` leaves."""
+    """What a run will take; `n_samples` is the part of the pool that `max_samples` leaves.
+
+    Target rows and gradient evaluations are those of all targets together, the other counts are for each.
+    """
 
     pool: IngestCounts
     n_pool: int
     n_samples: int
+    n_targets: int
     n_validation: int
     n_test: int
     n_selected: int
@@ -57,6 +61,7 @@ class _Counts(Frozen):
     """The counts from which the rest follows."""
 
     n_samples: int
+    n_targets: int
     n_validation: int
     n_selected: int
     budget_samples: int
@@ -78,22 +83,22 @@ def estimate_run(plan: RunPlan) -> Estimate:
         InvalidTarget: a validation row cannot be used.
     """
     pool = _pool_counts(plan)
-    target = load_target(plan.target.settings, Path(plan.target.base_folder))
-    odd_rows = tuple(_row_warnings(plan, target))
-    counts = _counts(plan.config, pool.n_samples, len(target.validation))
+    targets = [load_target(spec.settings, Path(spec.base_folder)) for spec in plan.targets]
+    odd_rows = tuple(warning for target in targets for warning in _row_warnings(plan, target))
+    counts = _counts(plan.config, pool.n_samples, [len(target.validation) for target in targets])
     dim = _feature_dim(plan)
     gradients = _gradient_evaluations(plan.config, counts)
     disk = _disk_bytes(plan, gradients, dim)
     return Estimate(
         pool=pool,
         n_pool=pool.n_samples,
-        n_test=len(target.test),
+        n_test=sum(len(target.test) for target in targets),
         feature_dim=dim,
         gradient_evaluations=gradients,
-        full_gradient_evaluations=counts.n_samples * counts.n_checkpoints,
+        full_gradient_evaluations=_full_evaluations(plan.config, counts),
         disk_bytes=disk,
         memory_bytes=_memory_bytes(plan, counts, dim),
-        warnings=(*odd_rows, *_warnings(plan, counts, target, sum(disk.values()))),
+        warnings=(*odd_rows, *_warnings(plan, counts, targets, disk_bytes=sum(disk.values()))),
         **counts.model_dump(),
     )
 
@@ -108,6 +113,7 @@ def _pool_counts(plan: RunPlan) -> IngestCounts:
 
 def _row_warnings(plan: RunPlan, target: Target) -> Iterator[str]:
     """Yield what is odd about target rows; a validation row without a gradient is an error."""
+    owner = f" of target {target.name!r}" if len(plan.targets) > 1 else ""
     for split, rows in (("validation", target.validation), ("test", target.test)):
         outcomes = _tokenized(plan, rows)
         lost = [(i, o) for i, o in enumerate(outcomes, start=1) if isinstance(o, Exclusion)]
@@ -120,11 +126,14 @@ def _row_warnings(plan: RunPlan, target: Target) -> Iterator[str]:
             )
         if lost:
             number, why = lost[0]
-            yield f"{len(lost)} of {len(rows)} {split} rows have no loss, first row {number} ({why.reason})"
+            yield (
+                f"{len(lost)} of {len(rows)} {split} rows{owner} have no loss, "
+                f"first row {number} ({why.reason})"
+            )
         if cut:
             limit = plan.model.settings.max_length
             yield (
-                f"{cut} of {len(rows)} {split} rows are cut to model.max_length={limit} tokens; "
+                f"{cut} of {len(rows)} {split} rows{owner} are cut to model.max_length={limit} tokens; "
                 "raise it, or shorten the prompts"
             )
 
@@ -134,7 +143,7 @@ def _tokenized(plan: RunPlan, rows: Sequence[TargetRow]) -> list[Tokenized | Exc
     return tokenize_batch(open_chat(plan.model), conversations, max_length=plan.model.settings.max_length)
 
 
-def _counts(config: RunConfig, n_pool: int, n_validation: int) -> _Counts:
+def _counts(config: RunConfig, n_pool: int, n_validation: Sequence[int]) -> _Counts:
     limit = config.pool.max_samples
     n = n_pool if limit is None else min(n_pool, limit)
     n_selected = share_of(config.selection.top_fraction, n)
@@ -146,7 +155,8 @@ def _counts(config: RunConfig, n_pool: int, n_validation: int) -> _Counts:
     k, budget, cold_start = _bandit_counts(config, n)
     return _Counts(
         n_samples=n,
-        n_validation=n_validation,
+        n_targets=len(n_validation),
+        n_validation=sum(n_validation),
         n_selected=n_selected,
         budget_samples=budget,
         n_clusters=k,
@@ -185,14 +195,22 @@ def _feature_dim(plan: RunPlan) -> int:
     return n_parameters if projection is None else settings.projection_dim
 
 
+def _full_evaluations(config: RunConfig, counts: _Counts) -> int:
+    """Return what full selection for all targets takes; in dynamic mode they share the first checkpoint."""
+    trajectories = 1 if config.mode == "static" else counts.n_targets
+    return counts.n_samples * (1 + trajectories * (counts.n_checkpoints - 1))
+
+
 def _gradient_evaluations(config: RunConfig, counts: _Counts) -> dict[str, int]:
-    """Return samples x checkpoints by stage; what one stage computes, the next one reuses."""
-    everything, later = counts.n_samples * counts.n_checkpoints, counts.n_checkpoints - 1
+    """Return samples x checkpoints by stage; what one stage or target computes, the next one reuses."""
+    everything, later = _full_evaluations(config, counts), counts.n_checkpoints - 1
     parts: dict[str, int] = {}
     passes = 0
     if is_bandit(config.selection.policy):
+        drawn = counts.n_targets * counts.budget_samples
         parts["clustering"] = counts.n_samples
-        parts["selection"] = counts.budget_samples * later
+        # targets may draw the same samples, but only in static mode at the same checkpoints
+        parts["selection"] = later * (min(drawn, counts.n_samples) if config.mode == "static" else drawn)
         passes = counts.n_checkpoints
     elif config.selection.policy == "full":
         parts["selection"] = everything
@@ -217,7 +235,8 @@ def _disk_bytes(plan: RunPlan, gradients: dict[str, int], dim: int) -> dict[str,
 
 def _n_saved_checkpoints(config: RunConfig) -> int:
     baselines = config.evaluate.baselines
-    subjects = 1 + ("full" in baselines) + ("random" in baselines) * config.evaluate.random_seeds
+    by_target = len(config.all_targets) * (1 + ("full" in baselines))
+    subjects = by_target + ("random" in baselines) * config.evaluate.random_seeds
     needs_warmup = config.mode == "dynamic" or config.selection.policy != "random" or "full" in baselines
     warmup = (config.warmup.epochs if config.mode == "static" else 1) if needs_warmup else 0
     return warmup + subjects * config.finetune.epochs
@@ -235,7 +254,7 @@ def _memory_bytes(plan: RunPlan, counts: _Counts, dim: int) -> dict[str, int]:
     return memory
 
 
-def _warnings(plan: RunPlan, counts: _Counts, target: Target, disk_bytes: int) -> Iterator[str]:
+def _warnings(plan: RunPlan, counts: _Counts, targets: Sequence[Target], *, disk_bytes: int) -> Iterator[str]:
     config = plan.config
     if config.finetune.batch_size > counts.n_selected:
         yield (
@@ -254,8 +273,9 @@ def _warnings(plan: RunPlan, counts: _Counts, target: Target, disk_bytes: int) -
             f"the budget of {counts.budget_samples} samples leaves fewer than two draws for each of "
             f"{counts.n_clusters} clusters; raise selection.budget_fraction or lower clusters.k"
         )
-    if not target.test:
-        yield f"target {target.name!r} has no test rows: no test loss will be measured; set target.test"
+    for target in targets:
+        if not target.test:
+            yield f"target {target.name!r} has no test rows: no test loss will be measured; set target.test"
     free = shutil.disk_usage(_existing(plan.workspace.artifacts)).free
     if disk_bytes > free:
         yield (

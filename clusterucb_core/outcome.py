@@ -5,16 +5,16 @@ Reads and writes the artifact `runs`; reads the catalog.
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from clusterucb_core.artifacts import MANIFEST, artifact_folder, find_artifact, new_artifact
+from clusterucb_core.artifacts import MANIFEST, artifact_folder, find_artifact, new_artifact, read_manifest
 from clusterucb_core.errors import MissingArtifact, UnknownVersion
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan
-from clusterucb_core.stages.publication import version_key
-from clusterucb_core.stages.summary import SubjectSummary, Work
+from clusterucb_core.stages.summary import SubjectSummary, TargetOutcome, Work
 from clusterucb_core.store import open_catalog, selection_summary
 from clusterucb_core.workspace import Workspace
 
@@ -24,15 +24,32 @@ STAGE = "runs"
 RESULT = "result.json"
 
 
+class TargetResult(Frozen):
+    """What a run came to for one of its targets.
+
+    Attributes:
+        target: the target's name.
+        versions: its selection versions, period by period.
+        selection_version: the last of them.
+        subjects: the selection and its baselines.
+    """
+
+    target: str
+    versions: tuple[int, ...]
+    selection_version: int
+    subjects: tuple[SubjectSummary, ...]
+
+
 class RunResult(Frozen):
     """What a run came to.
 
     Attributes:
         run_id: fingerprint of everything that determines the run.
         pool_version: the pool that was selected from.
-        versions: its selection versions, period by period.
-        selection_version: the last of them.
-        subjects: the selection and its baselines.
+        versions: its selection versions, target by target and period by period.
+        selection_version: the last one of the first target.
+        subjects: the first target's selection and its baselines.
+        targets: the same for each target, in the order of the configuration.
         work: what the call that returned this computed itself.
         checkpoints: folders of the artifacts that the result rests on.
         mlflow_run_id: the MLflow run, None where MLflow could not be reached.
@@ -44,17 +61,33 @@ class RunResult(Frozen):
     versions: tuple[int, ...]
     selection_version: int
     subjects: tuple[SubjectSummary, ...]
+    targets: tuple[TargetResult, ...]
     work: Work
     checkpoints: tuple[str, ...]
     mlflow_run_id: str | None
     seconds: float
 
 
+def target_results(outcomes: Sequence[TargetOutcome]) -> tuple[TargetResult, ...]:
+    """Return what a run came to, target by target."""
+    return tuple(
+        TargetResult(
+            target=outcome.target,
+            versions=outcome.versions,
+            selection_version=outcome.versions[-1],
+            subjects=outcome.subjects,
+        )
+        for outcome in outcomes
+    )
+
+
 def keep_result(plan: RunPlan, result: RunResult) -> None:
     """Keep the result of a finished run; an earlier one of the same run stays as long as it holds."""
     if finished_result(plan) is None:
         shutil.rmtree(artifact_folder(_root(plan), STAGE, plan.run_id), ignore_errors=True)
-    with new_artifact(_root(plan), STAGE, plan.run_id, {}) as folder:
+    # numbers start anew in a new catalog: what the versions are is kept beside them
+    manifest = {"version_keys": _version_keys(plan, result)}
+    with new_artifact(_root(plan), STAGE, plan.run_id, manifest) as folder:
         (folder / RESULT).write_text(result.model_dump_json(indent=1), encoding="utf-8")
 
 
@@ -75,7 +108,7 @@ def finished_result(plan: RunPlan) -> RunResult | None:
         return None
     if not all((Path(folder) / MANIFEST).is_file() for folder in result.checkpoints):
         return None
-    if not _has_versions(plan, result):
+    if not _has_versions(plan, result, read_manifest(ref).get("version_keys")):
         return None
     return result.model_copy(update={"work": Work(gradient_evaluations=0, trainings=0), "seconds": 0.0})
 
@@ -85,10 +118,13 @@ def _root(plan: RunPlan) -> Path:
     return Workspace(home=plan.workspace.home).artifacts
 
 
-def _has_versions(plan: RunPlan, result: RunResult) -> bool:
+def _version_keys(plan: RunPlan, result: RunResult) -> list[str]:
+    with open_catalog(plan.workspace.catalog, read_only=True) as con:
+        return [selection_summary(con, version).selection_key for version in result.versions]
+
+
+def _has_versions(plan: RunPlan, result: RunResult, keys: object) -> bool:
     try:
-        with open_catalog(plan.workspace.catalog, read_only=True) as con:
-            found = [selection_summary(con, version) for version in result.versions]
+        return _version_keys(plan, result) == keys
     except (MissingArtifact, UnknownVersion):
         return False
-    return all(version.selection_key == version_key(plan.selection_key, version.period) for version in found)

@@ -21,11 +21,13 @@ from clusterucb_core.workspace import Workspace, stage_key
 class RunPlan(Frozen):
     """A run's configuration with everything resolved that its stages are named by.
 
-    `selection_key` names its selections: all that `run_id` covers, but for how they are evaluated.
+    `selection_keys` holds, by target, a fingerprint of all that determines what is selected for it, but for
+    the other targets of the run: these change a selection only where pool samples leak into their test rows,
+    and what a version is found by covers that (`stages.publication.version_key`).
     """
 
     run_id: str
-    selection_key: str
+    selection_keys: dict[str, str]
     config: RunConfig
     config_digest: str
     code_version: str
@@ -33,7 +35,7 @@ class RunPlan(Frozen):
     workspace: Workspace
     model: ModelRef
     ingest: IngestSpec
-    target: TargetSpec
+    targets: tuple[TargetSpec, ...]
 
 
 def plan_run(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> RunPlan:
@@ -52,16 +54,20 @@ def plan_run(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> 
     check_clusters(config.clusters)
     here = Path.cwd()
     device = resolve_device(execution.device)
-    target = target_spec(config.only_target, here)
+    targets = tuple(target_spec(settings, here) for settings in config.all_targets)
     ingest = ingest_spec(config.pool, here)
     model = resolve_model(config.model, device)
     # sources, target and model are keyed by their content
     unkeyed = {"pool": {"sources"}, "target": True, "targets": True, "model": True, "compare": True}
     settings = config.model_dump(mode="json", exclude=unkeyed)
-    inputs = [stage_key(ingest), stage_key(target), model.digest]
+    pool, keys = stage_key(ingest), [stage_key(target) for target in targets]
+    selecting = {name: settings[name] for name in settings if name != "evaluate"}
     return RunPlan(
-        run_id=fingerprint(inputs, settings),
-        selection_key=fingerprint(inputs, {name: settings[name] for name in settings if name != "evaluate"}),
+        run_id=fingerprint([pool, *keys, model.digest], settings),
+        selection_keys={
+            target.settings.name: fingerprint([pool, key, model.digest], selecting)
+            for target, key in zip(targets, keys, strict=True)
+        },
         config=config,
         config_digest=config_digest(config),
         code_version=importlib.metadata.version("clusterucb"),
@@ -69,5 +75,5 @@ def plan_run(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> 
         workspace=Workspace(home=str(home.absolute()), storage_root=execution.storage_root),
         model=model,
         ingest=ingest,
-        target=target,
+        targets=targets,
     )

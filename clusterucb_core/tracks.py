@@ -10,7 +10,7 @@ import yaml
 from clusterucb_core.config import RunConfig
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.stages.drawn import read_pulls, read_selected
-from clusterucb_core.stages.summary import SubjectSummary, Trajectory
+from clusterucb_core.stages.summary import TargetOutcome
 from clusterucb_core.stages.training import loss_history
 
 MAX_PARAMETER_CHARS = 6000
@@ -31,43 +31,59 @@ def run_parameters(config: RunConfig) -> dict[str, str]:
     return {key: str(value)[:MAX_PARAMETER_CHARS] for key, value in _flat(config.model_dump(mode="json"))}
 
 
-def run_metrics(chosen: Trajectory, subjects: Sequence[SubjectSummary]) -> Iterator[Metric]:
-    """Yield rewards and budget over draws, losses over steps, and the final figures of every subject."""
+def run_tags(outcomes: Sequence[TargetOutcome]) -> dict[str, str]:
+    """Return the versions of a run: the last one of the first target, and all of them."""
+    versions = [str(version) for outcome in outcomes for version in outcome.versions]
+    return {
+        "clusterucb.selection_version": str(outcomes[0].versions[-1]),
+        "clusterucb.selection_versions": ",".join(versions),
+    }
+
+
+def run_metrics(outcomes: Sequence[TargetOutcome]) -> Iterator[Metric]:
+    """Yield rewards and budget over draws, losses over steps, and the final figures of every subject.
+
+    The metrics of several targets begin with the name of their target.
+    """
     now = int(time.time() * 1000)
-    for period in chosen.periods:
+    for outcome in outcomes:
+        prefix = f"{outcome.target}/" if len(outcomes) > 1 else ""
+        for key, step, value in _points(outcome):
+            yield Metric(key=f"{prefix}{key}", value=value, step=step, timestamp_ms=now)
+
+
+def run_files(config: RunConfig, outcomes: Sequence[TargetOutcome]) -> dict[str, str]:
+    """Return the resolved configuration and the selection of each target and period as named texts."""
+    files = {"config.yaml": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)}
+    for outcome in outcomes:
+        name = f"selection-{outcome.target}" if len(outcomes) > 1 else "selection"
+        for period in outcome.chosen.periods:
+            files[f"{name}-period-{period.spec.period}.csv"] = read_selected(period.draws).write_csv()
+    return files
+
+
+def _points(outcome: TargetOutcome) -> Iterator[tuple[str, int, float]]:
+    """Yield key, step and value of everything measured for one target."""
+    for period in outcome.chosen.periods:
         rewards = read_pulls(period.draws)["reward"].to_numpy()
         name = f"period_{period.spec.period}"
         for step in (
             np.unique(np.linspace(0, len(rewards) - 1, POINTS_OF_A_CURVE).astype(int)) if len(rewards) else []
         ):
             so_far = rewards[: step + 1]
-            yield Metric(
-                key=f"{name}/reward_mean", value=float(so_far.mean()), step=int(step), timestamp_ms=now
-            )
-            yield Metric(
-                key=f"{name}/reward_best", value=float(so_far.max()), step=int(step), timestamp_ms=now
-            )
-            yield Metric(key=f"{name}/budget_spent", value=float(step + 1), step=int(step), timestamp_ms=now)
-    for training in chosen.trainings:
+            yield f"{name}/reward_mean", int(step), float(so_far.mean())
+            yield f"{name}/reward_best", int(step), float(so_far.max())
+            yield f"{name}/budget_spent", int(step), float(step + 1)
+    for training in outcome.chosen.trainings:
         for point in loss_history(training):
-            yield Metric(key="train/loss", value=point.loss, step=point.step, timestamp_ms=now)
-            yield Metric(
-                key="train/learning_rate", value=point.learning_rate, step=point.step, timestamp_ms=now
-            )
-    for subject in subjects:
-        prefix = subject.subject.replace(":", "_")
+            yield "train/loss", point.step, point.loss
+            yield "train/learning_rate", point.step, point.learning_rate
+    for subject in outcome.subjects:
+        name = subject.subject.replace(":", "_")
         for key in ("captured_influence", "recall", "loss", "gradient_evaluations"):
             value = getattr(subject, key)
             if value is not None:
-                yield Metric(key=f"{prefix}/{key}", value=float(value), step=0, timestamp_ms=now)
-
-
-def run_files(config: RunConfig, chosen: Trajectory) -> dict[str, str]:
-    """Return the resolved configuration and the selection of each period as named texts."""
-    files = {"config.yaml": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)}
-    for period in chosen.periods:
-        files[f"selection-period-{period.spec.period}.csv"] = read_selected(period.draws).write_csv()
-    return files
+                yield f"{name}/{key}", 0, float(value)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

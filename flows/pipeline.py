@@ -2,21 +2,22 @@
 
 import time
 from collections.abc import Sequence
+from itertools import islice
 
 from prefect import flow
 from prefect.runtime import flow_run
 
 from clusterucb_core.config import RunConfig
 from clusterucb_core.execution import ExecutionSettings
-from clusterucb_core.outcome import RunResult, finished_result
+from clusterucb_core.outcome import RunResult, finished_result, target_results
 from clusterucb_core.planning import RunPlan, plan_run
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.evaluation import evaluation_spec
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.publication import Evaluated, RunFacts
-from clusterucb_core.stages.summary import SubjectSummary, Trajectory, measures
+from clusterucb_core.stages.summary import TargetOutcome, Trajectory, measures
 from flows.home import configure_tracking, state_folder
-from flows.preparation import Inputs, prepare
+from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_subjects
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select
@@ -37,7 +38,7 @@ def run_pipeline(config: RunConfig, execution: ExecutionSettings) -> RunResult:
 
 @flow(name="clusterucb", persist_result=False)
 def clusterucb(config: RunConfig, execution: ExecutionSettings = ExecutionSettings()) -> RunResult:  # noqa: B008
-    """Select training samples for a target, train on them, and evaluate.
+    """Select training samples for each target, train on them, and evaluate.
 
     Args:
         config: What to compute.
@@ -52,21 +53,29 @@ def _run(config: RunConfig, execution: ExecutionSettings) -> RunResult:
     configure_tracking(state_folder())
     plan = plan_run(config, execution, home=state_folder())
     tracking = start_tracking(plan, flow_run.id, flow_run.ui_url)
-    inputs = prepare(plan)
-    chosen = select(plan, inputs, subject="selection")
-    versions = publish_selection(chosen.periods, _facts(plan, inputs, tracking.mlflow_run_id), plan.workspace)
-    trajectories = [chosen, *(select(plan, inputs, subject=name) for name in _trained_baselines(plan))]
-    record_features(_spaces(trajectories), inputs.candidates, _clusterings(trajectories), plan.workspace)
-    subjects = _evaluate(plan, inputs, trajectories, version=versions[-1])
+    targets = prepare(plan)
+    chosen = [select(plan, inputs, subject="selection") for inputs in targets]
+    # before any baseline: what those compute besides is not what the selections took
+    versions = _publish(plan, targets[0], chosen, tracking.mlflow_run_id)
+    chance = [select(plan, chance_inputs(targets[0]), subject=name) for name in _random_baselines(plan)]
+    full = [_full_baseline(plan, inputs) for inputs in targets]
+    subjects = [[own, *chance, *best] for own, best in zip(chosen, full, strict=True)]
+    trajectories = [subject for of_target in subjects for subject in of_target]
+    record_features(_spaces(trajectories), targets[0].drawable, _clusterings(trajectories), plan.workspace)
+    outcomes = [
+        _evaluate(plan, inputs, of_target, versions=numbers)
+        for inputs, of_target, numbers in zip(targets, subjects, versions, strict=True)
+    ]
     work = count_work(started_at, _spaces(trajectories), _trainings(trajectories), plan.workspace)
-    finish_tracking(plan, tracking, chosen, subjects, versions)
-    show_subjects(subjects, plan.run_id)
+    finish_tracking(plan, tracking, outcomes)
+    show_subjects(outcomes, plan.run_id)
     result = RunResult(
         run_id=plan.run_id,
-        pool_version=inputs.pool_version.pool_version,
-        versions=tuple(versions),
-        selection_version=versions[-1],
-        subjects=tuple(subjects),
+        pool_version=targets[0].pool_version.pool_version,
+        versions=tuple(number for numbers in versions for number in numbers),
+        selection_version=versions[0][-1],
+        subjects=outcomes[0].subjects,
+        targets=target_results(outcomes),
         work=work,
         checkpoints=tuple(ref.path for ref in _trainings(trajectories)),
         mlflow_run_id=tracking.mlflow_run_id,
@@ -76,19 +85,28 @@ def _run(config: RunConfig, execution: ExecutionSettings) -> RunResult:
     return result
 
 
-def _trained_baselines(plan: RunPlan) -> list[str]:
-    wanted = plan.config.evaluate.baselines
-    random = (
-        [f"random:{index}" for index in range(plan.config.evaluate.random_seeds)]
-        if "random" in wanted
-        else []
-    )
-    return [*random, *(["full"] if "full" in wanted else [])]
+def _publish(
+    plan: RunPlan, inputs: Inputs, chosen: Sequence[Trajectory], mlflow_run_id: str | None
+) -> list[list[int]]:
+    """Publish the selections of all targets at once, and return the versions of each."""
+    periods = [period for trajectory in chosen for period in trajectory.periods]
+    versions = iter(publish_selection(periods, _facts(plan, inputs, mlflow_run_id), plan.workspace))
+    return [list(islice(versions, len(trajectory.periods))) for trajectory in chosen]
+
+
+def _random_baselines(plan: RunPlan) -> list[str]:
+    wanted = "random" in plan.config.evaluate.baselines
+    return [f"random:{index}" for index in range(plan.config.evaluate.random_seeds)] if wanted else []
+
+
+def _full_baseline(plan: RunPlan, inputs: Inputs) -> list[Trajectory]:
+    wanted = "full" in plan.config.evaluate.baselines
+    return [select(plan, inputs, subject="full")] if wanted else []
 
 
 def _evaluate(
-    plan: RunPlan, inputs: Inputs, trajectories: Sequence[Trajectory], *, version: int
-) -> list[SubjectSummary]:
+    plan: RunPlan, inputs: Inputs, trajectories: Sequence[Trajectory], *, versions: Sequence[int]
+) -> TargetOutcome:
     subjects = list(trajectories)
     if "zero_shot" in plan.config.evaluate.baselines:
         subjects.append(Trajectory(subject="zero_shot", periods=(), checkpoint=None, trainings=()))
@@ -99,13 +117,20 @@ def _evaluate(
         summarise_subject(subject, result, inputs.pool, oracle, plan.workspace)
         for subject, result in zip(subjects, evaluated, strict=True)
     ]
-    task = plan.config.only_target.name
+    target, version = inputs.name, versions[-1]
     rows = [
-        row for item in summaries for row in measures(item, task=task, version=version, run_id=plan.run_id)
+        row
+        for item in summaries
+        for row in measures(item, target=target, version=version, run_id=plan.run_id)
     ]
-    named = [Evaluated(subject=s.subject, evaluation=e) for s, e in zip(subjects, evaluated, strict=True)]
+    named = [
+        Evaluated(target=target, subject=subject.subject, evaluation=evaluation)
+        for subject, evaluation in zip(subjects, evaluated, strict=True)
+    ]
     record_evaluations(named, rows, version, plan.run_id, plan.workspace)
-    return summaries
+    return TargetOutcome(
+        target=target, chosen=trajectories[0], versions=tuple(versions), subjects=tuple(summaries)
+    )
 
 
 def _evaluate_one(plan: RunPlan, inputs: Inputs, subject: Trajectory) -> ArtifactRef:
@@ -123,7 +148,7 @@ def _evaluate_one(plan: RunPlan, inputs: Inputs, subject: Trajectory) -> Artifac
 def _facts(plan: RunPlan, inputs: Inputs, mlflow_run_id: str | None) -> RunFacts:
     return RunFacts(
         run_id=plan.run_id,
-        selection_key=plan.selection_key,
+        selection_keys=plan.selection_keys,
         mode=plan.config.mode,
         policy=plan.config.selection.policy,
         pool_version=inputs.pool_version.pool_version,

@@ -1,45 +1,70 @@
-"""From files to the candidates of a run: ingest, target, tokens."""
+"""From files to the candidates of a run: ingest, targets, tokens."""
 
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.records import ArtifactRef
-from clusterucb_core.stages.intake import CandidatesSpec, TokensSpec
+from clusterucb_core.stages.intake import CandidatesSpec, TokensSpec, shared_spec
 from clusterucb_core.store import PoolVersion
-from tasks.ingest import choose_candidates, ingest_pool, read_target, record_pool, tokenize
+from tasks.ingest import choose_candidates, ingest_pool, read_target, record_pool, share_candidates, tokenize
 
 
 class Inputs(Frozen):
-    """What the files of a run became."""
+    """What the files of a run became, seen for one of its targets.
+
+    Its selection draws from `candidates`. What the targets share comes from `drawable`, the candidates of any
+    of them (features, clusters), and from `trainable`, the candidates of every one (warmup).
+    """
 
     pool: ArtifactRef
     pool_version: PoolVersion
-    target: ArtifactRef
     tokens: ArtifactRef
+    drawable: ArtifactRef
+    trainable: ArtifactRef
+    name: str
+    target: ArtifactRef
     validation_tokens: ArtifactRef
     test_tokens: ArtifactRef
     candidates: ArtifactRef
 
 
-def prepare(plan: RunPlan) -> Inputs:
-    """Ingest the pool, read the target, tokenize both, and leave out what cannot be drawn."""
+def prepare(plan: RunPlan) -> list[Inputs]:
+    """Ingest the pool, read the targets, tokenize both, and leave out what cannot be drawn.
+
+    Returns:
+        The inputs for each target, in the order of the configuration.
+    """
     workspace, model = plan.workspace, plan.model
     pool = ingest_pool(plan.ingest, workspace)
     version = record_pool(pool, workspace)
-    target = read_target(plan.target, workspace)
     limit = plan.config.pool.max_samples
     tokens = tokenize(
         TokensSpec(source=pool, split="pool", model=model, max_samples=limit, seed=plan.config.seed),
         workspace,
     )
-    validation = tokenize(TokensSpec(source=target, split="validation", model=model), workspace)
-    test = tokenize(TokensSpec(source=target, split="test", model=model), workspace)
-    candidates = choose_candidates(CandidatesSpec(pool=pool, tokens=tokens, target=target), workspace)
-    return Inputs(
-        pool=pool,
-        pool_version=version,
-        target=target,
-        tokens=tokens,
-        validation_tokens=validation,
-        test_tokens=test,
-        candidates=candidates,
-    )
+    targets = [read_target(spec, workspace) for spec in plan.targets]
+    candidates = [
+        choose_candidates(CandidatesSpec(pool=pool, tokens=tokens, target=target), workspace)
+        for target in targets
+    ]
+    drawable = share_candidates(shared_spec(candidates, "any"), workspace)
+    trainable = share_candidates(shared_spec(candidates, "every"), workspace)
+    return [
+        Inputs(
+            pool=pool,
+            pool_version=version,
+            tokens=tokens,
+            drawable=drawable,
+            trainable=trainable,
+            name=spec.settings.name,
+            target=target,
+            validation_tokens=tokenize(TokensSpec(source=target, split="validation", model=model), workspace),
+            test_tokens=tokenize(TokensSpec(source=target, split="test", model=model), workspace),
+            candidates=own,
+        )
+        for spec, target, own in zip(plan.targets, targets, candidates, strict=True)
+    ]
+
+
+def chance_inputs(inputs: Inputs) -> Inputs:
+    """Return the inputs of a choice by chance, which serves every target: nothing in it leaks into any."""
+    return inputs.model_copy(update={"candidates": inputs.trainable})

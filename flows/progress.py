@@ -9,7 +9,7 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, as_completed
 
-from clusterucb_core.stages.summary import SubjectSummary
+from clusterucb_core.stages.summary import TargetOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,11 @@ def show_progress(name: str, futures: Sequence[PrefectFuture[Any]]) -> None:
         )
 
 
-def show_subjects(subjects: Sequence[SubjectSummary], run_id: str) -> None:
-    """Leave the comparison of subjects as a table artifact."""
-    rows = [subject.model_dump(mode="json", exclude={"sources"}) for subject in subjects]
+def show_subjects(outcomes: Sequence[TargetOutcome], run_id: str) -> None:
+    """Leave the comparison of each target's subjects as a table artifact."""
+    rows = [
+        {"target": outcome.target, **subject.model_dump(mode="json", exclude={"sources"})}
+        for outcome in outcomes
+        for subject in outcome.subjects
+    ]
     create_table_artifact(key="selection-result", table=rows, description=f"Subjects of run {run_id}")

@@ -120,7 +120,7 @@ def _warmup(plan: RunPlan, inputs: Inputs) -> TrainingSpec:
         plan.config.warmup,
         plan.model,
         tokens=inputs.tokens,
-        candidates=inputs.candidates,
+        candidates=inputs.trainable,
         later_steps=later,
         seed=plan.config.seed,
     )
@@ -137,7 +137,7 @@ def _space(plan: RunPlan, checkpoint: CheckpointRef) -> FeatureSpace:
 
 def _featurize_pool(plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace, ...]) -> None:
     for space in spaces:
-        _featurize(plan, space, inputs.tokens, candidate_ids(inputs.candidates))
+        _featurize(plan, space, inputs.tokens, candidate_ids(inputs.drawable))
 
 
 def _featurize_target(plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace, ...]) -> None:
@@ -158,7 +158,7 @@ def _featurize(plan: RunPlan, space: FeatureSpace, tokens: ArtifactRef, sample_i
 def _cluster(plan: RunPlan, inputs: Inputs, space: FeatureSpace) -> ArtifactRef:
     spec = ClusterSpec(
         space=space,
-        candidates=inputs.candidates,
+        candidates=inputs.drawable,
         settings=plan.config.clusters,
         features=plan.config.features,
         seed=plan.config.seed,

@@ -4,7 +4,7 @@ from prefect import task
 
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages import intake, publication
-from clusterucb_core.stages.intake import CandidatesSpec, IngestSpec, TargetSpec, TokensSpec
+from clusterucb_core.stages.intake import CandidatesSpec, IngestSpec, SharedSpec, TargetSpec, TokensSpec
 from clusterucb_core.store import PoolVersion
 from clusterucb_core.workspace import Workspace
 from tasks.caching import artifact_key
@@ -44,3 +44,9 @@ def tokenize(spec: TokensSpec, workspace: Workspace) -> ArtifactRef:
 def choose_candidates(spec: CandidatesSpec, workspace: Workspace) -> ArtifactRef:
     """Leave out leaks and samples without anything to learn."""
     return intake.run_candidates(spec, workspace)
+
+
+@task(name="share candidates", cache_key_fn=artifact_key, persist_result=True, result_serializer="json")
+def share_candidates(spec: SharedSpec, workspace: Workspace) -> ArtifactRef:
+    """Keep the samples that the targets share."""
+    return intake.run_shared(spec, workspace)

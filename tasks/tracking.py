@@ -18,8 +18,8 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from clusterucb_core.errors import TrackingUnavailable
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan
-from clusterucb_core.stages.summary import SubjectSummary, Trajectory
-from clusterucb_core.tracks import Metric, run_files, run_metrics, run_parameters
+from clusterucb_core.stages.summary import TargetOutcome
+from clusterucb_core.tracks import Metric, run_files, run_metrics, run_parameters, run_tags
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,8 @@ def start_tracking(plan: RunPlan, flow_run_id: str | None, flow_run_url: str | N
         "prefect.flow_run_url": flow_run_url or "",
     }
     try:
-        run_id = _open_run(
-            tags, name=f"{plan.config.only_target.name} {plan.run_id[:8]}", home=plan.workspace.home
-        )
+        names = "+".join(target.settings.name for target in plan.targets)
+        run_id = _open_run(tags, name=f"{names} {plan.run_id[:8]}", home=plan.workspace.home)
     except _unreachable() as error:
         return _without(plan, tags, error)
     _link(run_id, plan.workspace.home)
@@ -68,23 +67,17 @@ def start_tracking(plan: RunPlan, flow_run_id: str | None, flow_run_url: str | N
 
 
 @task(name="finish tracking")
-def finish_tracking(
-    plan: RunPlan,
-    tracking: Tracking,
-    chosen: Trajectory,
-    subjects: Sequence[SubjectSummary],
-    versions: Sequence[int],
-) -> None:
-    """Send parameters, metrics, configuration and selection.
+def finish_tracking(plan: RunPlan, tracking: Tracking, outcomes: Sequence[TargetOutcome]) -> None:
+    """Send parameters, metrics, configuration and the selection of every target.
 
     Raises:
         TrackingUnavailable: MLflow cannot be reached, and the run is to fail without it.
     """
     record = Record(
-        tags=tracking.tags | {"clusterucb.selection_version": str(versions[-1])},
+        tags=tracking.tags | run_tags(outcomes),
         parameters=run_parameters(plan.config),
-        metrics=tuple(run_metrics(chosen, subjects)),
-        files=run_files(plan.config, chosen),
+        metrics=tuple(run_metrics(outcomes)),
+        files=run_files(plan.config, outcomes),
     )
     home = plan.workspace.home
     if tracking.mlflow_run_id is None:

@@ -27,6 +27,8 @@ from clusterucb_core.stages.scores import plain_space
 from clusterucb_core.workspace import Workspace
 
 Need = tuple[str, FeatureSpace, frozenset[str]]
+# samples of each feature space that an earlier selection of the same run has paid for
+Charged = dict[FeatureSpace, set[str]]
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,31 @@ class SelectionCost:
 
 def selection_cost(spec: DrawSpec, draws: ArtifactRef, workspace: Workspace, run_id: str) -> SelectionCost:
     """Return what a selection needed, split by whether this run computed it or an earlier one had."""
+    return run_costs([(spec, draws)], workspace, run_id)[0]
+
+
+def run_costs(
+    selections: Sequence[tuple[DrawSpec, ArtifactRef]], workspace: Workspace, run_id: str
+) -> list[SelectionCost]:
+    """Return what each selection of a run needed, in the order given.
+
+    What this run computed is paid for by the first selection that needs it and reused by those after it, so
+    that the costs of several targets add up to what was computed.
+    """
+    charged: Charged = {}
+    return [_cost(spec, draws, workspace, run_id=run_id, charged=charged) for spec, draws in selections]
+
+
+def _cost(
+    spec: DrawSpec, draws: ArtifactRef, workspace: Workspace, *, run_id: str, charged: Charged
+) -> SelectionCost:
     table = open_tokens(spec.tokens)
     tokens = dict(zip(table.sample_ids, table.lengths.tolist(), strict=True))
     n_checkpoints = max(1, len(spec.spaces))
     every = candidate_ids(spec.candidates)
     ledger, reused = CostLedger(), 0
     for stage, space, needed in _needs(spec, draws):
-        paid = _paid_by(space, needed, workspace, run_id)
+        paid = _paid_by(space, needed, workspace, run_id=run_id, charged=charged)
         reused += len(needed) - len(paid)
         cost = gradient_cost(
             n_samples=len(paid),
@@ -70,7 +90,7 @@ def selection_cost(spec: DrawSpec, draws: ArtifactRef, workspace: Workspace, run
     return SelectionCost(
         computed=total.gradient_evaluations,
         reused=reused,
-        target_computed=_target_evaluations(spec, workspace, run_id),
+        target_computed=_target_evaluations(spec, workspace, run_id=run_id, charged=charged),
         flops=total.flops,
         full_flops=full.flops,
         full_evaluations=full.gradient_evaluations,
@@ -96,14 +116,18 @@ def _needs(spec: DrawSpec, draws: ArtifactRef) -> list[Need]:
 
 
 def _paid_by(
-    space: FeatureSpace, needed: Sequence[str] | frozenset[str], workspace: Workspace, run_id: str
+    space: FeatureSpace, needed: frozenset[str], workspace: Workspace, *, run_id: str, charged: Charged
 ) -> list[str]:
-    """Return the needed samples whose shard names this run as the one that computed it."""
+    """Return the needed samples whose shard names this run as the one that computed it, and charge them."""
     store = open_store(space, workspace)
-    known = store.known.intersection(needed)
-    return [sample for sample in known if store.provenance(sample).get("run_id") == run_id]
+    before = charged.setdefault(space, set())
+    known = store.known.intersection(needed) - before
+    paid = [sample for sample in known if store.provenance(sample).get("run_id") == run_id]
+    before.update(paid)
+    return paid
 
 
-def _target_evaluations(spec: DrawSpec, workspace: Workspace, run_id: str) -> int:
-    rows = [row.row_id for row in read_target(spec.target).validation]
-    return sum(len(_paid_by(plain_space(space), rows, workspace, run_id)) for space in spec.spaces)
+def _target_evaluations(spec: DrawSpec, workspace: Workspace, *, run_id: str, charged: Charged) -> int:
+    rows = frozenset(row.row_id for row in read_target(spec.target).validation)
+    spaces = [plain_space(space) for space in spec.spaces]
+    return sum(len(_paid_by(space, rows, workspace, run_id=run_id, charged=charged)) for space in spaces)

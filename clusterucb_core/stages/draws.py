@@ -124,11 +124,9 @@ def _draws_on_lease(spec: DrawSpec, workspace: Workspace, execution: ExecutionSe
 
 
 def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> Drawn:
-    assert spec.clustering is not None, "a cluster policy draws from a clustering"
     assert spec.first_space is not None, "a clustering belongs to a feature space"
-    ids, clustering = read_clustering(spec.clustering)
+    ids, clusters = _clustered(spec)
     _, exclusions = _usable(spec, candidate_ids(spec.candidates), workspace, (spec.first_space,))
-    clusters = clustering.labels
     book = _book(spec, ids, workspace)
     filler = BookFiller(spec.tokens, workspace=workspace, execution=execution, run_id=spec.run_id)
     lost: dict[int, str] = {}
@@ -164,6 +162,15 @@ def _budget(spec: DrawSpec, arms: list[IntArray]) -> int:
     """Return how many samples may be drawn, those of the audit included."""
     share = share_of(spec.settings.budget_fraction, pool_size(spec.candidates))
     return min(sum(len(arm) for arm in arms), share)
+
+
+def _clustered(spec: DrawSpec) -> tuple[list[str], IntArray]:
+    """Return the clustered samples with their clusters, less those that only other targets may draw."""
+    assert spec.clustering is not None, "a cluster policy draws from a clustering"
+    ids, clustering = read_clustering(spec.clustering)
+    drawable = set(candidate_ids(spec.candidates))
+    rows = [row for row, sample in enumerate(ids) if sample in drawable]
+    return [ids[row] for row in rows], clustering.labels[rows]
 
 
 def _pull(

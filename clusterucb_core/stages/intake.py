@@ -1,11 +1,11 @@
 """From pool and target files to the tokens that a run may draw from.
 
-Reads source files; writes the artifacts `target`, `tokens` and `candidates`.
+Reads source files; writes the artifacts `target`, `tokens`, `candidates` and `shared`.
 """
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +76,19 @@ class CandidatesSpec(StageSpec):
     pool: ArtifactRef
     tokens: ArtifactRef
     target: ArtifactRef
+
+
+class SharedSpec(StageSpec):
+    """The candidates that any target of a run may draw, or those that every one may, named by the samples.
+
+    So what is computed for one target is found by a run for another, as long as no pool sample leaks.
+    """
+
+    stage: str = "shared"
+    version: int = 1
+    candidates: tuple[ArtifactRef, ...] = location()  # pyright: ignore[reportAssignmentType]
+    of: Literal["any", "every"] = location()  # pyright: ignore[reportAssignmentType]
+    digest: str
 
 
 def ingest_spec(settings: PoolSettings, base_folder: Path) -> IngestSpec:
@@ -155,12 +168,42 @@ def run_candidates(spec: CandidatesSpec, workspace: Workspace) -> ArtifactRef:
         "unusable": [asdict(exclusion) for exclusion in table.exclusions],
     }
     with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder:
-        (folder / "sample_ids.txt").write_text("\n".join(kept), encoding="utf-8")
+        _write_ids(folder, kept)
+    return written(spec, workspace)
+
+
+def shared_spec(candidates: Sequence[ArtifactRef], of: Literal["any", "every"]) -> SharedSpec:
+    """Return the spec of what the targets of a run share; reads their candidates to digest them.
+
+    Args:
+        candidates: a `candidates` artifact for each target, all over one pool.
+        of: `any` for the samples that some target may draw, `every` for those that all of them may.
+
+    Raises:
+        InvalidPool: no sample is left.
+    """
+    kept = _shared_ids(candidates, of)
+    if not kept:
+        raise InvalidPool(
+            f"every pool sample leaks into the test rows of one of {len(candidates)} targets, so nothing is "
+            "left to warm up on; run the targets apart"
+        )
+    digest = fingerprint(kept, pool_size(candidates[0]))
+    return SharedSpec(candidates=tuple(candidates), of=of, digest=digest)
+
+
+@resumable
+def run_shared(spec: SharedSpec, workspace: Workspace) -> ArtifactRef:
+    """Keep the samples that the targets of a run share."""
+    kept = _shared_ids(spec.candidates, spec.of)
+    manifest: dict[str, Any] = {"n_pool": pool_size(spec.candidates[0]), "n": len(kept)}
+    with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder:
+        _write_ids(folder, kept)
     return written(spec, workspace)
 
 
 def candidate_ids(ref: ArtifactRef) -> list[str]:
-    """Return the ids of a `candidates` artifact, sorted."""
+    """Return the ids of a `candidates` or `shared` artifact, sorted."""
     return (Path(ref.path) / "sample_ids.txt").read_text(encoding="utf-8").split("\n")
 
 
@@ -178,6 +221,15 @@ def pool_size(ref: ArtifactRef) -> int:
 def open_candidates(candidates: ArtifactRef, tokens: ArtifactRef) -> tuple[list[str], TokenTable]:
     """Return the candidate ids and the token table that holds them."""
     return candidate_ids(candidates), open_tokens(tokens)
+
+
+def _shared_ids(candidates: Sequence[ArtifactRef], of: Literal["any", "every"]) -> list[str]:
+    ids = [set(candidate_ids(ref)) for ref in candidates]
+    return sorted(set.union(*ids) if of == "any" else set.intersection(*ids))
+
+
+def _write_ids(folder: Path, sample_ids: Sequence[str]) -> None:
+    (folder / "sample_ids.txt").write_text("\n".join(sample_ids), encoding="utf-8")
 
 
 def _samples_of(spec: TokensSpec) -> Iterable[Sample]:

@@ -13,7 +13,7 @@ from clusterucb_core.artifacts import fingerprint, read_manifest
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.pool.ingest import ingest_counts
 from clusterucb_core.records import ArtifactRef
-from clusterucb_core.stages.accounting import selection_cost
+from clusterucb_core.stages.accounting import SelectionCost, run_costs
 from clusterucb_core.stages.clusters import read_clustering
 from clusterucb_core.stages.drawn import draw_exclusions, read_certificate, read_pulls, read_selected
 from clusterucb_core.stages.draws import DrawSpec
@@ -44,10 +44,10 @@ class PeriodDraws(Frozen):
 
 
 class RunFacts(Frozen):
-    """What every version of a run records of the run."""
+    """What every version of a run records of the run; `selection_keys` are by target."""
 
     run_id: str
-    selection_key: str
+    selection_keys: dict[str, str]
     mode: str
     policy: str
     pool_version: int
@@ -59,8 +59,9 @@ class RunFacts(Frozen):
 
 
 class Evaluated(Frozen):
-    """The evaluation of one subject; only the selection's own belongs to a version."""
+    """The evaluation of one subject for one target; only the selection's own belongs to a version."""
 
+    target: str
     subject: str
     evaluation: ArtifactRef
 
@@ -111,19 +112,30 @@ def publish_features(
 
 
 def publish_run(periods: Sequence[PeriodDraws], facts: RunFacts, workspace: Workspace) -> list[int]:
-    """Write all selections of a run in one transaction, or find those that an earlier attempt wrote.
+    """Write all selections of a run in one transaction, or find those that an earlier one wrote.
+
+    Args:
+        periods: those of the first target, then those of the next. A gradient that several need counts as
+            computed in the first of them, and as reused in the others.
+        facts: what is recorded of the run.
+        workspace: where artifacts and catalog lie.
 
     Returns:
-        The selection versions, period by period.
+        The selection version of each.
     """
-    drafts = [_draft(period, facts, workspace) for period in periods]
+    costs = run_costs([(period.spec, period.draws) for period in periods], workspace, facts.run_id)
+    drafts = [_draft(period, facts, cost) for period, cost in zip(periods, costs, strict=True)]
     with open_catalog(workspace.catalog) as con:
         return publish_selections(con, drafts)
 
 
-def version_key(selection_key: str, period: int) -> str:
-    """Return the key under which the version of one period of a run's selections is found again."""
-    return fingerprint(selection_key, period)
+def version_key(selection_key: str, spec: DrawSpec) -> str:
+    """Return the key under which the version of one period of a target's selections is found again.
+
+    The spec of its draws is named by all that they rest on, the samples of the warmup and of the clustering
+    too: a run for one target finds the version of a run for several where no sample leaks into the others.
+    """
+    return fingerprint(selection_key, stage_key(spec))
 
 
 def publish_evaluations(
@@ -146,6 +158,7 @@ def publish_evaluations(
             low=result.low,
             high=result.high,
             n=result.n,
+            target=item.target,
         )
         for item in evaluated
         for result in read_results(item.evaluation, item.subject)
@@ -154,16 +167,16 @@ def publish_evaluations(
         record_evaluations(con, [*rows, *measures])
 
 
-def _draft(period: PeriodDraws, facts: RunFacts, workspace: Workspace) -> SelectionDraft:
+def _draft(period: PeriodDraws, facts: RunFacts, cost: SelectionCost) -> SelectionDraft:
     spec, draws = period.spec, period.draws
-    cost = selection_cost(spec, draws, workspace, facts.run_id)
+    target = read_target(spec.target).name
     certificate, manifest = read_certificate(draws), read_manifest(draws)
     return SelectionDraft(
-        selection_key=version_key(facts.selection_key, spec.period),
+        selection_key=version_key(facts.selection_keys[target], spec),
         run_id=facts.run_id,
         period=spec.period,
         pool_version=facts.pool_version,
-        target=read_target(spec.target).name,
+        target=target,
         mode=facts.mode,
         policy=facts.policy,
         budget_samples=int(manifest["budget_samples"]),

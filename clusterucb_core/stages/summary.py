@@ -50,6 +50,18 @@ class SubjectSummary(Frozen):
     gradient_evaluations: int | None
 
 
+class TargetOutcome(Frozen):
+    """What a run came to for one of its targets.
+
+    `versions` are those of `chosen`, period by period; `subjects` it and its baselines.
+    """
+
+    target: str
+    chosen: Trajectory
+    versions: tuple[int, ...]
+    subjects: tuple[SubjectSummary, ...]
+
+
 class Work(Frozen):
     """What one call of the pipeline computed itself."""
 
@@ -90,7 +102,7 @@ def summarise(
     )
 
 
-def measures(summary: SubjectSummary, *, task: str, version: int, run_id: str) -> list[EvaluationRow]:
+def measures(summary: SubjectSummary, *, target: str, version: int, run_id: str) -> list[EvaluationRow]:
     """Return the influence measures of a subject as rows of the table `evaluations`."""
     values = {"captured_influence": summary.captured_influence, "recall": summary.recall}
     return [
@@ -98,12 +110,13 @@ def measures(summary: SubjectSummary, *, task: str, version: int, run_id: str) -
             selection_version=version if summary.subject == "selection" else None,
             run_id=run_id,
             subject=summary.subject,
-            task=task,
+            task=target,
             metric=metric,
             value=value,
             low=None,
             high=None,
             n=summary.n_selected,
+            target=target,
         )
         for metric, value in values.items()
         if value is not None

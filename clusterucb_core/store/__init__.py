@@ -9,6 +9,7 @@ from clusterucb_core.store.publication import find_selections, publish_selection
 from clusterucb_core.store.selections import (
     SelectionSummary,
     diff_selections,
+    latest_selections,
     list_selections,
     selection_pulls,
     selection_samples,
@@ -23,6 +24,7 @@ __all__ = [
     "SelectionSummary",
     "diff_selections",
     "find_selections",
+    "latest_selections",
     "list_selections",
     "open_catalog",
     "pool_messages",

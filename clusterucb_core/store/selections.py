@@ -60,16 +60,36 @@ def list_selections(con: duckdb.DuckDBPyConnection) -> list[SelectionSummary]:
 def selection_summary(con: duckdb.DuckDBPyConnection, version: int | None) -> SelectionSummary:
     """Return the summary of a version; None means the last period of the newest complete run.
 
+    Of a run for several targets that is the first one's.
+
     Raises:
         UnknownVersion: the catalog holds no such version.
     """
     if version is None:
-        found = frame(con, "FROM latest_selection ORDER BY selection_version DESC LIMIT 1")
-    else:
-        found = frame(con, "FROM selections WHERE selection_version = ?", [version])
+        return latest_selections(con)[0]
+    found = frame(con, "FROM selections WHERE selection_version = ?", [version])
     if found.is_empty():
         raise UnknownVersion(_unknown_message(con, version))
     return _summaries(found)[0]
+
+
+def latest_selections(con: duckdb.DuckDBPyConnection) -> list[SelectionSummary]:
+    """Return the last period of the newest complete run for each of its targets, in their order.
+
+    Raises:
+        UnknownVersion: the catalog holds no selection.
+    """
+    found = frame(
+        con,
+        """
+        FROM latest_selection
+        WHERE run_id = (SELECT run_id FROM latest_selection ORDER BY selection_version DESC LIMIT 1)
+        ORDER BY selection_version
+        """,
+    )
+    if found.is_empty():
+        raise UnknownVersion(_unknown_message(con, None))
+    return _summaries(found)
 
 
 def check_version(con: duckdb.DuckDBPyConnection, version: int) -> None:

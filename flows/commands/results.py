@@ -12,6 +12,18 @@ if TYPE_CHECKING:
     from clusterucb_core.stages.summary import SubjectSummary
 
 
+def print_targets(result: "RunResult") -> None:
+    """Print the subjects of each target as a table, under its name where there are several."""
+    if len(result.targets) == 1:
+        print_subjects(result.subjects)
+        return
+    for number, target in enumerate(result.targets):
+        say(
+            ("\n" if number else "") + f"target {target.target}, selection version {target.selection_version}"
+        )
+        print_subjects(target.subjects)
+
+
 def print_subjects(subjects: "Sequence[SubjectSummary]") -> None:
     """Print one line for the selection and each baseline."""
     headers = [
@@ -38,12 +50,13 @@ def print_subjects(subjects: "Sequence[SubjectSummary]") -> None:
 
 def print_next_steps(result: "RunResult") -> None:
     """Print the versions of a run, what this call of it computed, and where to look."""
-    version = result.selection_version
+    versions = [target.selection_version for target in result.targets]
     computed = counted(result.work.gradient_evaluations, "gradient evaluation")
-    say(f"\nselection version {version}, pool version {result.pool_version}, {result.seconds:.1f} s")
+    named = f"selection version{'s' if len(versions) > 1 else ''} {', '.join(map(str, versions))}"
+    say(f"\n{named}, pool version {result.pool_version}, {result.seconds:.1f} s")
     say(f"this call computed {computed}, {counted(result.work.trainings, 'training')}")
-    say(f"\nthe selection   clusterucb show {version}")
-    say(f"to a file       clusterucb export {version} selection.jsonl")
+    say(f"\nthe selection   clusterucb show {versions[0]}")
+    say(f"to a file       clusterucb export {versions[0]} selection.jsonl")
     say(f"in MLflow       {_mlflow_place()}")
     say(f"in Prefect      {_prefect_place()}")
 

@@ -8,7 +8,7 @@ import typer
 
 from flows.commands.arguments import AsJson, ConfigPath, Overrides
 from flows.commands.failures import Refused, before_start, during_run
-from flows.commands.results import print_next_steps, print_subjects
+from flows.commands.results import print_next_steps, print_targets
 from flows.home import configure_services, state_folder
 from flows.rendering import count, counted, only_messages, print_json, print_table, say, size
 
@@ -34,7 +34,7 @@ def run(
     if as_json:
         print_json(result.model_dump(mode="json"))
         return
-    print_subjects(result.subjects)
+    print_targets(result)
     print_next_steps(result)
 
 
@@ -152,6 +152,7 @@ def _print_estimate(estimate: "Estimate") -> None:
     facts = {
         "samples in the pool": estimate.n_pool,
         "samples that count (pool.max_samples)": estimate.n_samples,
+        "targets": estimate.n_targets,
         "validation rows": estimate.n_validation,
         "test rows": estimate.n_test,
         "selected": estimate.n_selected,

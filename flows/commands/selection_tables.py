@@ -60,7 +60,7 @@ def print_summary(summary: "SelectionSummary") -> None:
         "budget": count(summary.budget_samples),
         "unspent": count(summary.unspent_samples),
         "gradient evaluations": count(summary.gradient_evaluations),
-        "reused from earlier runs": count(summary.gradient_evaluations_reused),
+        "reused, computed before": count(summary.gradient_evaluations_reused),
         "of the target": count(summary.target_gradient_evaluations),
         "estimated recall": recall or "not audited",
         "estimated captured influence": captured or "not audited",

@@ -19,6 +19,8 @@ from flows.home import state_folder
 from flows.rendering import print_json, print_table, say, tell
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
     from clusterucb_core.store import SelectionSummary
 
 TOP_SAMPLES = 10
@@ -65,8 +67,8 @@ def show(
 
     wanted = version_number(version)
     with open_catalog(_catalog(), read_only=True) as con:
-        summary = selection_summary(con, wanted)
-        number = summary.selection_version
+        number = _number(con, wanted)
+        summary = selection_summary(con, number)
         sources, evaluations = selection_sources(con, number), selection_evaluations(con, number)
         top = selection_samples(con, number).head(TOP_SAMPLES)
     if as_json:
@@ -86,11 +88,11 @@ def show(
 
 def diff(old: Version, new: Version, as_json: AsJson = False) -> None:
     """Compare two selection versions."""
-    from clusterucb_core.store import diff_selections, open_catalog, selection_summary
+    from clusterucb_core.store import diff_selections, open_catalog
 
     wanted = [version_number(old), version_number(new)]
     with open_catalog(_catalog(), read_only=True) as con:
-        a, b = (selection_summary(con, number).selection_version for number in wanted)
+        a, b = (_number(con, number) for number in wanted)
         changes = diff_selections(con, a, b)
     rows = {change: changes.filter(change=change).to_dicts() for change in ("added", "removed", "kept")}
     counts = {change: len(found) for change, found in rows.items()}
@@ -117,10 +119,14 @@ def export(version: Version, out: OutFile, file_format: Format = "jsonl", as_jso
     from typing import cast
 
     from clusterucb_core.export import ExportFormat, export_selection
+    from clusterucb_core.store import open_catalog
 
+    wanted = version_number(version)
+    with open_catalog(_catalog(), read_only=True) as con:
+        number = _number(con, wanted)
     # export_selection refuses a format that it does not know, with the known ones
     name = cast("ExportFormat", file_format)
-    result = export_selection(_catalog(), version_number(version), out, format=name)
+    result = export_selection(_catalog(), number, out, format=name)
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:
@@ -128,6 +134,22 @@ def export(version: Version, out: OutFile, file_format: Format = "jsonl", as_jso
             f"{result.n:,} samples of selection version {result.version} written to {result.path} "
             f"({result.format})"
         )
+
+
+def _number(con: "DuckDBPyConnection", wanted: int | None) -> int:
+    """Return the wanted version; the latest is the first target's where a run had several."""
+    from clusterucb_core.store import latest_selections
+
+    if wanted is not None:
+        return wanted
+    first, *others = latest_selections(con)
+    if others:
+        listed = ", ".join(f"{other.selection_version} ({other.target})" for other in others)
+        tell(
+            f"the latest run selected for several targets: version {first.selection_version} "
+            f"({first.target}) is taken; the others are {listed}"
+        )
+    return first.selection_version
 
 
 def _catalog() -> Path:

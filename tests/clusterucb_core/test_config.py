@@ -60,7 +60,7 @@ def test_the_defaults_are_those_of_the_contract(write):
 
 def test_the_configuration_of_the_contract_can_be_loaded(write):
     config, execution = load_config(write(yaml.safe_load(CONTRACT)))
-    assert config.only_target.name == "gsm8k"
+    assert config.all_targets[0].name == "gsm8k"
     assert execution == ExecutionSettings()
 
 
@@ -135,18 +135,30 @@ def test_a_missing_key_is_named(write):
         load_config(write({name: SHORTEST[name] for name in ("pool", "target")}))
 
 
-def test_two_targets_are_refused(write):
-    targets = [{"name": "a", "validation": "a.jsonl"}, {"name": "b", "validation": "b.jsonl"}]
-    with pytest.raises(InvalidConfig, match="2 targets: this version selects for one target a run; run once"):
+def test_several_targets_keep_their_order(write, tmp_path):
+    targets = [{"name": "b", "validation": "b.jsonl"}, {"name": "a", "validation": "a.jsonl"}]
+    config, _ = load_config(write(target=None, targets=targets))
+    assert [target.name for target in config.all_targets] == ["b", "a"]
+    assert [target.validation for target in config.all_targets] == [
+        str(tmp_path / f"{name}.jsonl") for name in ("b", "a")
+    ]
+
+
+def test_targets_of_one_name_are_refused(write):
+    targets = [{"name": name, "validation": f"{number}.jsonl"} for number, name in enumerate("aba")]
+    with pytest.raises(InvalidConfig, match=r"several targets are named 'a' \(targets: a, b, a\)"):
         load_config(write(target=None, targets=targets))
-    with pytest.raises(InvalidConfig, match="2 targets"):
-        load_config(write(targets=targets[:1]))
+
+
+def test_a_target_beside_a_list_of_targets_is_refused(write):
+    with pytest.raises(InvalidConfig, match=r"both target \(gsm8k\) and targets \(b\) are given"):
+        load_config(write(targets=[{"name": "b", "validation": "b.jsonl"}]))
 
 
 def test_a_list_of_one_target_is_a_target(write, tmp_path):
     config, _ = load_config(write(target=None, targets=[{"name": "a", "validation": "a.jsonl"}]))
-    assert config.only_target.name == "a"
-    assert config.only_target.validation == str(tmp_path / "a.jsonl")
+    assert config.all_targets[0].name == "a"
+    assert config.all_targets[0].validation == str(tmp_path / "a.jsonl")
 
 
 def test_relative_paths_start_at_the_file(write, tmp_path, monkeypatch):
@@ -160,7 +172,7 @@ def test_relative_paths_start_at_the_file(write, tmp_path, monkeypatch):
         str(tmp_path / "data/*.jsonl"),
         "/elsewhere/b.csv",
     ]
-    assert config.only_target.validation == str(tmp_path / "target.jsonl")
+    assert config.all_targets[0].validation == str(tmp_path / "target.jsonl")
     assert config.model.base == str(tmp_path / "model")
     assert config.model.chat_template == str(tmp_path / "chat.jinja")
 
@@ -181,7 +193,7 @@ def test_variables_stand_in_paths(write, tmp_path):
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     config, _ = load_config(path, variables={"DATA": "/data", "MODELS": str(tmp_path / "models")})
     assert [source.path for source in config.pool.sources] == ["/data/pool/*.gz", str(tmp_path / "cost$.csv")]
-    assert config.only_target.validation == "/data/a.jsonl"
+    assert config.all_targets[0].validation == "/data/a.jsonl"
     assert config.model.base == str(tmp_path / "models" / "tiny")
 
 
@@ -208,7 +220,7 @@ def test_overrides_are_read_as_yaml(write, tmp_path):
     config, execution = load_config(write(), overrides)
     assert (config.warmup.learning_rate, config.clusters.k, config.model.lora.r) == (1e-3, 12, 4)
     assert config.evaluate.tasks == ("target",)
-    assert config.only_target.test == str(tmp_path / "t=1.jsonl")
+    assert config.all_targets[0].test == str(tmp_path / "t=1.jsonl")
     assert (execution.workers, config.selection.policy, config.pool.max_samples) == (2, "full", None)
 
 

@@ -9,11 +9,10 @@ import pytest
 from clusterucb_core.artifacts import new_artifact
 from clusterucb_core.config import RunConfig
 from clusterucb_core.execution import ExecutionSettings
-from clusterucb_core.outcome import RunResult, finished_result, keep_result
+from clusterucb_core.outcome import RunResult, TargetResult, finished_result, keep_result
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.stages.intake import IngestSpec, TargetSpec
 from clusterucb_core.stages.models import ModelRef
-from clusterucb_core.stages.publication import version_key
 from clusterucb_core.stages.summary import Work
 from clusterucb_core.store import SelectionDraft, open_catalog, publish_selections, record_pool
 from clusterucb_core.workspace import Workspace
@@ -33,7 +32,7 @@ def make_plan(tmp_path):
         config = RunConfig.model_validate(TREE)
         return RunPlan(
             run_id=run_id,
-            selection_key=selection_key,
+            selection_keys={"sums": selection_key},
             config=config,
             config_digest="digest",
             code_version="1",
@@ -41,7 +40,7 @@ def make_plan(tmp_path):
             workspace=Workspace(home=str(tmp_path / home), storage_root=storage_root),
             model=ModelRef(settings=config.model, digest="model", n_parameters=9, n_lora_parameters=3),
             ingest=IngestSpec(settings=config.pool, base_folder="/", key="pool"),
-            target=TargetSpec(settings=config.only_target, base_folder="/", digest="target"),
+            targets=(TargetSpec(settings=config.all_targets[0], base_folder="/", digest="target"),),
         )
 
     return make
@@ -84,7 +83,7 @@ def draft(plan: RunPlan, period: int) -> SelectionDraft:
         "arm_left",
     ]
     return SelectionDraft(
-        selection_key=version_key(plan.selection_key, period),
+        selection_key=f"{plan.selection_keys['sums']}-{period}",
         run_id=plan.run_id,
         period=period,
         pool_version=1,
@@ -119,6 +118,9 @@ def finish(plan: RunPlan) -> RunResult:
         versions=versions,
         selection_version=versions[-1],
         subjects=(),
+        targets=(
+            TargetResult(target="sums", versions=versions, selection_version=versions[-1], subjects=()),
+        ),
         work=Work(gradient_evaluations=75, trainings=2),
         checkpoints=(str(plan.workspace.artifacts / "training" / "t"),),
         mlflow_run_id="mlflow",

@@ -34,7 +34,7 @@ def plan(demo) -> RunPlan:
 
 def test_the_same_inputs_give_the_same_run(demo, plan):
     again = plan_of(demo.config, home=Path("/elsewhere"))
-    assert (again.run_id, again.selection_key) == (plan.run_id, plan.selection_key)
+    assert (again.run_id, again.selection_keys) == (plan.run_id, plan.selection_keys)
     assert again.workspace.catalog == Path("/elsewhere/catalog.duckdb")
 
 
@@ -49,8 +49,8 @@ def test_the_same_content_at_another_path_is_the_same_run(demo, plan, tmp_path):
         text.replace("base: model", "base: base").replace("target.jsonl", "goal.jsonl")
     )
     found = plan_of(moved / "demo.yaml")
-    assert found.config.only_target.validation == str(moved / "goal.jsonl")
-    assert (found.run_id, found.selection_key) == (plan.run_id, plan.selection_key)
+    assert found.config.all_targets[0].validation == str(moved / "goal.jsonl")
+    assert (found.run_id, found.selection_keys) == (plan.run_id, plan.selection_keys)
     assert found.config_digest != plan.config_digest
 
 
@@ -64,7 +64,7 @@ def test_the_same_content_at_another_path_is_the_same_run(demo, plan, tmp_path):
 )  # fmt: skip
 def test_how_a_run_is_executed_changes_nothing(demo, plan, override):
     found = plan_of(demo.config, override)
-    assert (found.run_id, found.selection_key) == (plan.run_id, plan.selection_key)
+    assert (found.run_id, found.selection_keys) == (plan.run_id, plan.selection_keys)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_how_a_run_is_executed_changes_nothing(demo, plan, override):
 def test_what_is_evaluated_changes_the_run_but_not_its_selection(demo, plan, override):
     found = plan_of(demo.config, override)
     assert found.run_id != plan.run_id
-    assert found.selection_key == plan.selection_key
+    assert found.selection_keys == plan.selection_keys
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_what_is_evaluated_changes_the_run_but_not_its_selection(demo, plan, ove
 def test_what_is_computed_changes_the_run_and_its_selection(demo, plan, override):
     found = plan_of(demo.config, override)
     assert found.run_id != plan.run_id
-    assert found.selection_key != plan.selection_key
+    assert found.selection_keys != plan.selection_keys
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_changed_target_row_is_another_run(plan, copy):
     changed = json.loads(rows[0]) | {"completion": "another answer"}
     (copy / "target.jsonl").write_text("\n".join([json.dumps(changed), *rows[1:]]))
     found = plan_of(copy / "demo.yaml")
-    assert stage_key(found.target) != stage_key(plan.target)
+    assert stage_key(found.targets[0]) != stage_key(plan.targets[0])
     assert found.run_id != plan.run_id
 
 

@@ -5,11 +5,11 @@ As a script: `python plain_run.py CONFIG HOME [key.path=value ...]`.
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clusterucb_core.config import load_config
-from clusterucb_core.outcome import RunResult, keep_result
+from clusterucb_core.outcome import RunResult, keep_result, target_results
 from clusterucb_core.planning import RunPlan, plan_run
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.selection import SelectionSettings, is_bandit, share_of
@@ -24,8 +24,10 @@ from clusterucb_core.stages.intake import (
     pool_size,
     run_candidates,
     run_ingest,
+    run_shared,
     run_target,
     run_tokens,
+    shared_spec,
     validation_ids,
 )
 from clusterucb_core.stages.models import CheckpointRef, FeatureSpace
@@ -39,7 +41,14 @@ from clusterucb_core.stages.publication import (
     publish_run,
 )
 from clusterucb_core.stages.scores import plain_space
-from clusterucb_core.stages.summary import SubjectSummary, Trajectory, measures, summarise, work_since
+from clusterucb_core.stages.summary import (
+    SubjectSummary,
+    TargetOutcome,
+    Trajectory,
+    measures,
+    summarise,
+    work_since,
+)
 from clusterucb_core.stages.training import (
     checkpoint_refs,
     checkpoint_weights,
@@ -55,8 +64,11 @@ from clusterucb_core.training import steps_per_epoch
 @dataclass(frozen=True)
 class Inputs:
     pool: ArtifactRef
-    target: ArtifactRef
     tokens: ArtifactRef
+    drawable: ArtifactRef
+    trainable: ArtifactRef
+    name: str
+    target: ArtifactRef
     validation_tokens: ArtifactRef
     test_tokens: ArtifactRef
     candidates: ArtifactRef
@@ -65,57 +77,96 @@ class Inputs:
 @dataclass(frozen=True)
 class Finished:
     plan: RunPlan
-    inputs: Inputs
+    targets: list[Inputs]
     pool_version: PoolVersion
-    trajectories: tuple[Trajectory, ...]
-    summaries: tuple[SubjectSummary, ...]
+    outcomes: list[TargetOutcome]
     result: RunResult
 
     @property
+    def inputs(self) -> Inputs:
+        return self.targets[0]
+
+    @property
     def chosen(self) -> Trajectory:
-        return self.trajectories[0]
+        return self.outcomes[0].chosen
+
+    @property
+    def summaries(self) -> tuple[SubjectSummary, ...]:
+        return self.outcomes[0].subjects
 
 
 def run_plain(config: Path, home: Path, *overrides: str, baselines: tuple[str, ...] = ()) -> Finished:
     """Run the pipeline for the configured policy and for baselines (`full`, `random:<i>`)."""
     started_at = time.time()
     plan = plan_run(*load_config(config, overrides), home=home)
-    inputs = prepare(plan)
-    pool_version = publish_pool(inputs.pool, plan.workspace)
-    trajectories = tuple(select(plan, inputs, subject=name) for name in ("selection", *baselines))
-    versions = publish_run(trajectories[0].periods, facts_of(plan, pool_version), plan.workspace)
+    targets = prepare(plan)
+    pool_version = publish_pool(targets[0].pool, plan.workspace)
+    chosen = [select(plan, inputs, subject="selection") for inputs in targets]
+    periods = [period for trajectory in chosen for period in trajectory.periods]
+    versions = publish_run(periods, facts_of(plan, pool_version), plan.workspace)
+    subjects = [
+        [own, *(select(plan, baseline_inputs(targets, inputs, name), subject=name) for name in baselines)]
+        for inputs, own in zip(targets, chosen, strict=True)
+    ]
+    trajectories = [trajectory for of_target in subjects for trajectory in of_target]
     spaces = [space for item in trajectories for period in item.periods for space in period.spec.spaces]
-    clusterings = [period.spec.clustering for period in trajectories[0].periods if period.spec.clustering]
-    publish_features(spaces, inputs.candidates, clusterings[:1], plan.workspace)
-    summaries = evaluate(plan, inputs, trajectories, version=versions[-1])
+    clusterings = [period.spec.clustering for period in periods if period.spec.clustering]
+    publish_features(spaces, targets[0].drawable, clusterings[:1], plan.workspace)
+    each = len(chosen[0].periods)
+    outcomes = [
+        evaluate(plan, inputs, of_target, versions=versions[each * number : each * (number + 1)])
+        for number, (inputs, of_target) in enumerate(zip(targets, subjects, strict=True))
+    ]
     trainings = [ref for item in trajectories for ref in item.trainings]
     result = RunResult(
         run_id=plan.run_id,
         pool_version=pool_version.pool_version,
         versions=tuple(versions),
-        selection_version=versions[-1],
-        subjects=summaries,
+        selection_version=outcomes[0].versions[-1],
+        subjects=outcomes[0].subjects,
+        targets=target_results(outcomes),
         work=work_since(started_at, spaces, trainings, plan.workspace),
         checkpoints=tuple(ref.path for ref in trainings),
         mlflow_run_id=None,
         seconds=round(time.time() - started_at, 1),
     )
     keep_result(plan, result)
-    return Finished(plan, inputs, pool_version, trajectories, summaries, result)
+    return Finished(plan, targets, pool_version, outcomes, result)
 
 
-def prepare(plan: RunPlan) -> Inputs:
-    """From files to the samples that may be drawn."""
-    model, seed = plan.model, plan.config.seed
-    pool = run_ingest(plan.ingest, plan.workspace)
-    target = run_target(plan.target, plan.workspace)
+def prepare(plan: RunPlan) -> list[Inputs]:
+    """From files to the samples that may be drawn, target by target."""
+    model, seed, workspace = plan.model, plan.config.seed, plan.workspace
+    pool = run_ingest(plan.ingest, workspace)
     limit = plan.config.pool.max_samples
     pool_tokens = TokensSpec(source=pool, split="pool", model=model, max_samples=limit, seed=seed)
-    tokens = run_tokens(pool_tokens, plan.workspace)
-    validation = run_tokens(TokensSpec(source=target, split="validation", model=model), plan.workspace)
-    test = run_tokens(TokensSpec(source=target, split="test", model=model), plan.workspace)
-    candidates = run_candidates(CandidatesSpec(pool=pool, tokens=tokens, target=target), plan.workspace)
-    return Inputs(pool, target, tokens, validation, test, candidates)
+    tokens = run_tokens(pool_tokens, workspace)
+    targets = [run_target(spec, workspace) for spec in plan.targets]
+    candidates = [
+        run_candidates(CandidatesSpec(pool=pool, tokens=tokens, target=target), workspace)
+        for target in targets
+    ]
+    return [
+        Inputs(
+            pool=pool,
+            tokens=tokens,
+            drawable=run_shared(shared_spec(candidates, "any"), workspace),
+            trainable=run_shared(shared_spec(candidates, "every"), workspace),
+            name=spec.settings.name,
+            target=target,
+            validation_tokens=run_tokens(
+                TokensSpec(source=target, split="validation", model=model), workspace
+            ),
+            test_tokens=run_tokens(TokensSpec(source=target, split="test", model=model), workspace),
+            candidates=own,
+        )
+        for spec, target, own in zip(plan.targets, targets, candidates, strict=True)
+    ]
+
+
+def baseline_inputs(targets: list[Inputs], inputs: Inputs, name: str) -> Inputs:
+    """A choice by chance is one for all targets and holds no leak into any of them; it is found again."""
+    return replace(targets[0], candidates=targets[0].trainable) if name.startswith("random") else inputs
 
 
 def select(plan: RunPlan, inputs: Inputs, *, subject: str) -> Trajectory:
@@ -141,7 +192,7 @@ def select_once(
         spaces = tuple(space_of(plan, checkpoint) for checkpoint in checkpoints)
         featurize_target(plan, inputs, spaces)
         for space in spaces[:1] if is_bandit(settings.policy) else spaces:
-            featurize(plan, space, inputs.tokens, candidate_ids(inputs.candidates))
+            featurize(plan, space, inputs.tokens, candidate_ids(inputs.drawable))
         found = cluster(plan, inputs, spaces[0])
         update = {"spaces": spaces, "weights": checkpoint_weights(checkpoints)}
         spec = spec.model_copy(update=update | {"clustering": found, "first_space": spaces[0]})
@@ -172,7 +223,7 @@ def select_every_epoch(
             space = space_of(plan, checkpoint)
             featurize_target(plan, inputs, (space,))
             if policy == "full":
-                featurize(plan, space, inputs.tokens, candidate_ids(inputs.candidates))
+                featurize(plan, space, inputs.tokens, candidate_ids(inputs.drawable))
             clustering = clustering or cluster(plan, inputs, first)
             update = {"spaces": (space,), "weights": (1.0,)}
             spec = spec.model_copy(update=update | {"clustering": clustering, "first_space": first})
@@ -184,7 +235,7 @@ def select_every_epoch(
     return trajectory(subject, periods, trainings)
 
 
-def evaluate(plan, inputs, trajectories, *, version: int) -> tuple[SubjectSummary, ...]:
+def evaluate(plan, inputs, trajectories, *, versions: list[int]) -> TargetOutcome:
     """Measure every subject and the base model, and record what came out."""
     base = Trajectory(subject="zero_shot", periods=(), checkpoint=None, trainings=())
     subjects = [*trajectories, base]
@@ -194,11 +245,16 @@ def evaluate(plan, inputs, trajectories, *, version: int) -> tuple[SubjectSummar
         summarise(subject, done, pool=inputs.pool, oracle_spaces=oracle, workspace=plan.workspace)
         for subject, done in zip(subjects, evaluations, strict=True)
     )
-    task = plan.config.only_target.name
-    rows = [row for s in summaries for row in measures(s, task=task, version=version, run_id=plan.run_id)]
-    named = [Evaluated(subject=s.subject, evaluation=e) for s, e in zip(subjects, evaluations, strict=True)]
-    publish_evaluations(named, rows, version=version, run_id=plan.run_id, workspace=plan.workspace)
-    return summaries
+    keywords = {"version": versions[-1], "run_id": plan.run_id}
+    rows = [row for s in summaries for row in measures(s, target=inputs.name, **keywords)]
+    named = [
+        Evaluated(target=inputs.name, subject=s.subject, evaluation=e)
+        for s, e in zip(subjects, evaluations, strict=True)
+    ]
+    publish_evaluations(named, rows, workspace=plan.workspace, **keywords)
+    return TargetOutcome(
+        target=inputs.name, chosen=trajectories[0], versions=tuple(versions), subjects=summaries
+    )
 
 
 def evaluate_one(plan: RunPlan, inputs: Inputs, subject: Trajectory) -> ArtifactRef:
@@ -218,7 +274,7 @@ def warmup(plan: RunPlan, inputs: Inputs, *, later_steps: int | None) -> Artifac
 
 
 def warmup_of(plan: RunPlan, inputs: Inputs, later_steps: int | None):
-    config, tokens, candidates = plan.config, inputs.tokens, inputs.candidates
+    config, tokens, candidates = plan.config, inputs.tokens, inputs.trainable
     return warmup_spec(
         config.warmup,
         plan.model,
@@ -246,7 +302,7 @@ def featurize(plan: RunPlan, space: FeatureSpace, tokens: ArtifactRef, sample_id
 
 
 def cluster(plan: RunPlan, inputs: Inputs, space: FeatureSpace) -> ArtifactRef:
-    config, candidates = plan.config, inputs.candidates
+    config, candidates = plan.config, inputs.drawable
     spec = ClusterSpec(
         space=space,
         candidates=candidates,
@@ -278,7 +334,7 @@ def trajectory(subject: str, periods: list[PeriodDraws], trainings: list[Artifac
 def facts_of(plan: RunPlan, pool_version: PoolVersion) -> RunFacts:
     return RunFacts(
         run_id=plan.run_id,
-        selection_key=plan.selection_key,
+        selection_keys=plan.selection_keys,
         mode=plan.config.mode,
         policy=plan.config.selection.policy,
         pool_version=pool_version.pool_version,

@@ -20,7 +20,7 @@ from clusterucb_core.demo.tiny_model import TinyModelRecipe
 from clusterucb_core.errors import TrackingUnavailable
 from clusterucb_core.planning import plan_run
 from clusterucb_core.stages.drawn import read_pulls, read_selected
-from clusterucb_core.stages.summary import SubjectSummary
+from clusterucb_core.stages.summary import SubjectSummary, TargetOutcome
 from clusterucb_core.stages.training import loss_history
 from clusterucb_core.tracks import run_parameters
 from flows.home import configure_tracking
@@ -64,7 +64,7 @@ def chosen(demo, tmp_path_factory):
     """A real selection with the trainings before and after it."""
     plain = plain_run()
     plan = plan_run(*load_config(demo, SMALL), home=tmp_path_factory.mktemp("stages"))
-    return plain.select(plan, plain.prepare(plan), subject="selection")
+    return plain.select(plan, plain.prepare(plan)[0], subject="selection")
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,10 @@ def runs_of(client, run_id):
     return client.search_runs(experiments, filter_string=f"tags.`{RUN_TAG}` = '{run_id}'")
 
 
+def outcome(chosen, *versions, target="sums"):
+    return TargetOutcome(target=target, chosen=chosen, versions=versions, subjects=(SUBJECT,))
+
+
 def history(client, mlflow_run_id, key):
     return [(item.step, item.value) for item in client.get_metric_history(mlflow_run_id, key)]
 
@@ -136,12 +140,13 @@ def test_a_finished_run_holds_parameters_curves_and_files_and_takes_nothing_twic
     plan, client = plan_of(), MlflowClient(up)
     (tracking,) = start(plan)
     for _ in range(2):
-        finish_tracking.fn(plan, tracking, chosen, [SUBJECT], [4, 5])
+        finish_tracking.fn(plan, tracking, [outcome(chosen, 4, 5)])
     run = client.get_run(tracking.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == run_parameters(plan.config)
     assert run.data.params["selection.policy"] == "ucb_beta"
     assert run.data.tags["clusterucb.selection_version"] == "5"
+    assert run.data.tags["clusterucb.selection_versions"] == "4,5"
 
     rewards = read_pulls(chosen.periods[0].draws)["reward"].to_list()
     assert len(rewards) == 15
@@ -169,14 +174,14 @@ def test_what_mlflow_could_not_take_is_kept_and_sent_by_a_later_run(
     tracking = start_tracking.fn(plan, "flow-9", None)
     assert tracking.mlflow_run_id is None
     assert f"MLflow at {down} did not take this run" in caplog.text
-    finish_tracking.fn(plan, tracking, chosen, [SUBJECT], [4])
+    finish_tracking.fn(plan, tracking, [outcome(chosen, 4)])
     (kept,) = (Path(plan.workspace.home) / BUFFER).iterdir()
     assert kept.name == f"{plan.run_id}.json"
     record = Record.model_validate_json(kept.read_text("utf-8"))
 
     go(up, monkeypatch)
     (tracking,) = start(later)
-    finish_tracking.fn(later, tracking, chosen, [SUBJECT], [5])
+    finish_tracking.fn(later, tracking, [outcome(chosen, 5)])
     assert list((Path(plan.workspace.home) / BUFFER).iterdir()) == []
     client = MlflowClient(up)
     (run,) = runs_of(client, plan.run_id)
@@ -201,9 +206,9 @@ def test_a_run_that_loses_mlflow_on_its_way_is_completed_later_under_its_own_mlf
     plan, later = plan_of(), plan_of("seed=1")
     tracking, later_tracking = start(plan, later)
     go(down, monkeypatch)
-    finish_tracking.fn(plan, tracking, chosen, [SUBJECT], [4])
+    finish_tracking.fn(plan, tracking, [outcome(chosen, 4)])
     go(up, monkeypatch)
-    finish_tracking.fn(later, later_tracking, chosen, [SUBJECT], [5])
+    finish_tracking.fn(later, later_tracking, [outcome(chosen, 5)])
     (run,) = runs_of(MlflowClient(up), plan.run_id)
     assert (run.info.run_id, run.info.status) == (tracking.mlflow_run_id, "FINISHED")
     assert run.data.params == run_parameters(plan.config)
@@ -217,7 +222,7 @@ def test_a_run_that_must_be_tracked_fails_with_the_address_and_what_to_do(down, 
     with pytest.raises(TrackingUnavailable, match=f"^MLflow at {down} did not take this run .*{advice}"):
         start_tracking.fn(plan, None, None)
     with pytest.raises(TrackingUnavailable, match=advice):
-        finish_tracking.fn(plan, tracking, chosen, [SUBJECT], [4])
+        finish_tracking.fn(plan, tracking, [outcome(chosen, 4)])
     assert not (Path(plan.workspace.home) / BUFFER).exists()
 
 

@@ -36,8 +36,10 @@ def result(**changes):
         loss_high=2.0,
         gradient_evaluations=12,
     )
+    target = SimpleNamespace(target="sums", selection_version=4, subjects=(subject,))
     fields = {
         "selection_version": 4,
+        "targets": (target,),
         "pool_version": 1,
         "subjects": (subject,),
         "work": SimpleNamespace(gradient_evaluations=0, trainings=0),

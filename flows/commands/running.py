@@ -152,7 +152,7 @@ def _print_estimate(estimate: "Estimate") -> None:
     facts = {
         "samples in the pool": estimate.n_pool,
         "samples that count (pool.max_samples)": estimate.n_samples,
-        "targets": estimate.n_targets,
+        **({"targets": estimate.n_targets} if estimate.n_targets > 1 else {}),
         "validation rows": estimate.n_validation,
         "test rows": estimate.n_test,
         "selected": estimate.n_selected,

@@ -9,11 +9,11 @@ import pytest
 from clusterucb_core.artifacts import new_artifact
 from clusterucb_core.config import RunConfig
 from clusterucb_core.execution import ExecutionSettings
-from clusterucb_core.outcome import RunResult, TargetResult, finished_result, keep_result
+from clusterucb_core.outcome import RunResult, TargetResult, finished_result, keep_result, target_results
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.stages.intake import IngestSpec, TargetSpec
 from clusterucb_core.stages.models import ModelRef
-from clusterucb_core.stages.summary import Work
+from clusterucb_core.stages.summary import TargetOutcome, Trajectory, Work
 from clusterucb_core.store import SelectionDraft, open_catalog, publish_selections, record_pool
 from clusterucb_core.workspace import Workspace
 
@@ -160,6 +160,20 @@ def test_versions_of_another_run_void_the_result(make_plan):
     plan.workspace.catalog.unlink()
     assert publish(make_plan(run_id="other", selection_key="other selection")) == (1, 2)
     assert finished_result(plan) is None
+
+
+def test_results_are_told_target_by_target():
+    outcomes = [
+        TargetOutcome(
+            target=name,
+            chosen=Trajectory(subject="selection", periods=(), checkpoint=None, trainings=()),
+            versions=versions,
+            subjects=(),
+        )
+        for name, versions in (("a", (1, 2)), ("b", (3, 4)))
+    ]
+    found = [(item.target, item.versions, item.selection_version) for item in target_results(outcomes)]
+    assert found == [("a", (1, 2), 2), ("b", (3, 4), 4)]
 
 
 def test_a_result_that_no_longer_holds_is_replaced(make_plan):

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from clusterucb_core.config import load_config
 from clusterucb_core.demo import DemoFiles, write_demo
@@ -143,3 +144,19 @@ def test_what_cannot_run_is_refused_before_anything_is_computed(demo, tmp_path, 
     with pytest.raises(error, match=message):
         plan_of(demo.config, override, home=tmp_path / "home")
     assert not (tmp_path / "home").exists()
+
+
+def test_a_target_among_several_is_selected_for_as_alone(plan, copy):
+    (copy / "other.jsonl").write_bytes((copy / "target.jsonl").read_bytes())
+    other = {"name": "other", "validation": "other.jsonl", "test": "other.jsonl"}
+    one = yaml.safe_load((copy / "demo.yaml").read_text())["target"]
+    both, turned = (
+        plan_of(copy / "demo.yaml", "target=null", f"targets={json.dumps(targets)}")
+        for targets in ([one, other], [other, one])
+    )
+    assert [target.settings.name for target in both.targets] == [one["name"], "other"]
+    assert both.selection_keys == turned.selection_keys
+    assert (
+        both.selection_keys[one["name"]] == plan.selection_keys[one["name"]] != both.selection_keys["other"]
+    )
+    assert len({plan.run_id, both.run_id, turned.run_id}) == 3

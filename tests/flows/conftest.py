@@ -151,6 +151,12 @@ def _pool_frame():
     )
 
 
+@pytest.fixture
+def new_draft():
+    """Make a selection of three samples for the target `sums`."""
+    return _draft
+
+
 def _draft(run_id, ids):
     from clusterucb_core.store import SelectionDraft
 

@@ -22,7 +22,7 @@ from clusterucb_core.planning import plan_run
 from clusterucb_core.stages.drawn import read_pulls, read_selected
 from clusterucb_core.stages.summary import SubjectSummary, TargetOutcome
 from clusterucb_core.stages.training import loss_history
-from clusterucb_core.tracks import run_parameters
+from clusterucb_core.tracks import run_files, run_metrics, run_parameters, run_tags
 from flows.home import configure_tracking
 from tasks.tracking import BUFFER, RUN_TAG, Record, Tracking, finish_tracking, start_tracking
 
@@ -164,6 +164,19 @@ def test_a_finished_run_holds_parameters_curves_and_files_and_takes_nothing_twic
     assert yaml.safe_load((folder / "config.yaml").read_text("utf-8")) == plan.config.model_dump(mode="json")
     selected = (folder / "selection-period-1.csv").read_text("utf-8")
     assert selected == read_selected(chosen.periods[0].draws).write_csv()
+
+
+def test_what_belongs_to_several_targets_bears_their_names(plan_of, chosen):
+    outcomes = [outcome(chosen, 1, target="sums"), outcome(chosen, 2, target="dates")]
+    alone = {(item.key, item.step, item.value) for item in run_metrics(outcomes[:1])}
+    together = {(item.key, item.step, item.value) for item in run_metrics(outcomes)}
+    assert together == {(f"{name}/{key}", *rest) for name in ("sums", "dates") for key, *rest in alone}
+    names = ["config.yaml", "selection-sums-period-1.csv", "selection-dates-period-1.csv"]
+    assert list(run_files(plan_of().config, outcomes)) == names
+    assert run_tags(outcomes) == {
+        "clusterucb.selection_version": "1",
+        "clusterucb.selection_versions": "1,2",
+    }
 
 
 def test_what_mlflow_could_not_take_is_kept_and_sent_by_a_later_run(

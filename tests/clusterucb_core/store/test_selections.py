@@ -7,6 +7,7 @@ import pytest
 from clusterucb_core.errors import UnknownVersion
 from clusterucb_core.store import (
     diff_selections,
+    latest_selections,
     list_selections,
     open_catalog,
     publish_selections,
@@ -63,6 +64,18 @@ def test_the_latest_is_the_last_period_of_the_newest_run_per_target(con, draft):
     found = rows(con, "SELECT target, selection_version FROM latest_selection ORDER BY target")
     assert found == [("bbh", 4), ("gsm8k", 6)]
     assert selection_summary(con, None).selection_version == 6
+
+
+def test_the_latest_of_a_run_for_several_targets_is_the_first_ones(con, draft):
+    several = [
+        draft(run_id="both", target=name, period=period) for name in ("gsm8k", "bbh") for period in (1, 2)
+    ]
+    publish_selections(con, [draft(target="code"), *several])
+    assert [(item.selection_version, item.target) for item in latest_selections(con)] == [
+        (3, "gsm8k"),
+        (5, "bbh"),
+    ]
+    assert selection_summary(con, None).selection_version == 3
 
 
 def test_the_last_period_counts_even_if_it_was_not_given_last(con, draft):

@@ -24,6 +24,16 @@ def pipeline(monkeypatch):
     return replace
 
 
+@pytest.fixture
+def two_targets(config_file):
+    """The configuration with a second target of one validation row."""
+    (config_file.parent / "more.jsonl").write_text('{"prompt": "Add more.", "completion": "Done."}\n')
+    tree = yaml.safe_load(config_file.read_text())
+    tree["targets"] = [tree.pop("target"), {"name": "more", "validation": "more.jsonl"}]
+    config_file.write_text(yaml.safe_dump(tree))
+    return config_file
+
+
 def result(**changes):
     subject = SubjectSummary(
         subject="selection",
@@ -112,6 +122,16 @@ def test_a_run_tells_its_result_and_where_to_look(call, pipeline, config_file):
     assert "mlflow ui --backend-store-uri sqlite:///" in outcome.out
 
 
+def test_a_run_for_several_targets_has_a_table_for_each(call, pipeline, config_file):
+    (first,), subjects = result().targets, result().subjects
+    second = SimpleNamespace(target="dates", selection_version=7, subjects=subjects)
+    pipeline(lambda *_: result(targets=(first, second)))
+    out = call("run", config_file).out
+    assert out.index("target sums, selection version 4") < out.index("target dates, selection version 7")
+    assert out.count("1.5000 [1.0000, 2.0000]") == 2
+    assert "selection versions 4, 7, pool version 1" in out
+
+
 def test_json_is_all_that_a_run_writes_to_stdout(call, pipeline, config_file):
     def noisy(*_):
         print("a library's progress")  # noqa: T201
@@ -188,6 +208,35 @@ def test_check_counts_gradients_by_stage_and_leaves_no_file(call, config_file, h
 def test_check_knows_what_stages_share(call, config_file, overrides, wanted):
     flags = [flag for override in overrides for flag in ("--set", override)]
     assert json.loads(call("check", config_file, "--json", *flags).out)["gradient_evaluations"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted", "full"),
+    [
+        # static: one pass, then at most all of 200 at each of two checkpoints
+        ([], {"clustering": 200, "selection": 160, "target": 9}, 600),
+        (["selection.budget_fraction=0.6"], {"clustering": 200, "selection": 400, "target": 9}, 600),
+        # dynamic: one pass, then each target's own draws and own full selection at its own checkpoint
+        (["mode=dynamic"], {"clustering": 200, "selection": 80, "target": 6}, 600),
+        (
+            ["mode=dynamic", "evaluate.baselines=[full]"],
+            {"clustering": 200, "selection": 80, "baseline full": 400, "target": 9},
+            600,
+        ),
+    ],
+)
+def test_check_knows_what_targets_share(call, two_targets, overrides, wanted, full):
+    flags = [flag for override in overrides for flag in ("--set", override)]
+    found = json.loads(call("check", two_targets, "--json", *flags).out)
+    assert found["gradient_evaluations"] == wanted
+    assert found["full_gradient_evaluations"] == full
+    assert (found["n_targets"], found["n_validation"], found["n_test"]) == (2, 3, 3)
+
+
+def test_check_warns_of_the_target_that_is_odd(call, two_targets):
+    shown = call("check", two_targets, "--set", "model.max_length=3").out
+    assert "warning: 1 of 1 validation rows of target 'more' are cut to model.max_length=3" in shown
+    assert "warning: target 'more' has no test rows" in shown
 
 
 def test_check_uses_a_pool_that_was_ingested(call, config_file, monkeypatch):

@@ -1,6 +1,17 @@
 import json
+from dataclasses import replace
 
 import pytest
+
+
+@pytest.fixture
+def draft(new_draft):
+    """Make a draft for one of several targets of a run."""
+
+    def make(run_id, ids, target):
+        return replace(new_draft(run_id, ids), target=target, selection_key=f"{run_id}/{target}")
+
+    return make
 
 
 def test_list_without_a_catalog_says_so_and_succeeds(call, home):
@@ -27,6 +38,24 @@ def test_list_has_one_line_a_version(call, catalog):
 def test_show_means_the_latest_version_without_a_number(call, catalog):
     for arguments in (["show", "--json"], ["show", "latest", "--json"], ["show", "2", "--json"]):
         assert json.loads(call(*arguments).out)["selection"]["selection_version"] == 2
+
+
+@pytest.mark.parametrize("arguments", [["show", "--json"], ["export", "latest", "out.jsonl", "--json"]])
+def test_the_latest_of_several_targets_is_the_first_ones_and_the_others_are_named(
+    call, catalog, draft, arguments, tmp_path, monkeypatch
+):
+    from clusterucb_core.store import list_selections, open_catalog, publish_selections
+
+    monkeypatch.chdir(tmp_path)
+    with open_catalog(catalog) as con:
+        publish_selections(
+            con, [draft("both", ["s01", "s02", "s03"], target=name) for name in ("sums", "talk")]
+        )
+        assert len(list_selections(con)) == 4
+    outcome = call(*arguments)
+    found = json.loads(outcome.out)
+    assert (found["version"] if "version" in found else found["selection"]["selection_version"]) == 3
+    assert "version 3 (sums) is taken; the others are 4 (talk)" in outcome.err
 
 
 def test_show_tells_cost_sources_evaluations_and_the_first_samples(call, catalog):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from clusterucb_core.demo import write_demo
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
@@ -27,13 +28,20 @@ def config(tmp_path_factory):
     return write_demo(tmp_path_factory.mktemp("demo"), recipe=RECIPE).config
 
 
-def run(config, home):
-    overrides = [part for override in SMALL for part in ("--set", override)]
+def run(config, home, *more):
+    overrides = [part for override in (*SMALL, *more) for part in ("--set", override)]
     line = [sys.executable, "-m", "flows", "run", str(config), *overrides, "--json"]
     environment = os.environ | {"CLUSTERUCB_HOME": str(home)}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
+
+
+def mlflow_run(home, result):
+    from mlflow import MlflowClient
+
+    data = MlflowClient(f"sqlite:///{home / 'mlflow.db'}").get_run(result["mlflow_run_id"]).data
+    return data.metrics, data.tags
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +67,24 @@ def test_mlflow_holds_the_run_and_names_the_flow_run(result, home):
     assert len(client.get_metric_history(result["mlflow_run_id"], "period_1/reward_mean")) > 10
     names = {item.path for item in client.list_artifacts(result["mlflow_run_id"])}
     assert {"config.yaml", "selection-period-1.csv"} <= names
+
+
+def test_a_run_for_several_targets_shares_its_gradients_and_has_a_table_for_each(config, tmp_path):
+    files = yaml.safe_load(config.read_text())["target"]
+    rows = (config.parent / "target.jsonl").read_text().splitlines()
+    (config.parent / "other.jsonl").write_text("\n".join(rows[10:60]))
+    other = {"name": "other", "validation": "other.jsonl", "test": "other.jsonl"}
+    result = run(config, tmp_path, "target=null", f"targets={json.dumps([files, other])}")
+    assert [item["target"] for item in result["targets"]] == ["unit_conversion", "other"]
+    assert [item["versions"] for item in result["targets"]] == [[1], [2]]
+    assert result["subjects"] == result["targets"][0]["subjects"]
+    # the warmup, the random baseline, and for each target its selection and the full one
+    assert result["work"]["trainings"] == 1 + 1 + 2 + 2
+    # full selection of two targets takes what that of one takes: all samples at both checkpoints
+    assert result["work"]["gradient_evaluations"] == 600
+    metrics, tags = mlflow_run(tmp_path, result)
+    assert {"unit_conversion/selection/loss", "other/selection/loss"} <= set(metrics)
+    assert tags["clusterucb.selection_versions"] == "1,2"
 
 
 def test_a_repeat_computes_nothing_with_or_without_the_records_of_prefect(result, config, home):

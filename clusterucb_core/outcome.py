@@ -37,6 +37,7 @@ class RunResult(Frozen):
         checkpoints: folders of the artifacts that the result rests on.
         mlflow_run_id: the MLflow run, None where MLflow could not be reached.
         seconds: wall time of the call.
+        warnings: what speaks against the selection, in plain words.
     """
 
     run_id: str
@@ -48,6 +49,7 @@ class RunResult(Frozen):
     checkpoints: tuple[str, ...]
     mlflow_run_id: str | None
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 def keep_result(plan: RunPlan, result: RunResult) -> None:

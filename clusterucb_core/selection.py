@@ -14,6 +14,7 @@ from clusterucb_core.bandit.policies import (
     configured_policy,
 )
 from clusterucb_core.errors import BudgetError, InvalidConfig
+from clusterucb_core.influence import Aggregate
 
 OTHER_POLICIES = ("linucb", "random", "full")
 POLICY_NAMES = (*POLICY_KINDS, *OTHER_POLICIES)
@@ -98,10 +99,11 @@ class SelectionSettings(PolicySettings):
         title="Draws a round",
         description="Samples drawn on one set of bounds; 1 is the paper's rule.",
     )
-    aggregate: Literal["max", "mean"] = Field(
+    aggregate: Aggregate = Field(
         default="max",
         title="Aggregate",
-        description="How the scores of a target's subtasks become one influence.",
+        description="How scores on a target's subtasks select: by their max or mean, by round_robin of the "
+        "subtasks, each taking its best sample in turn, or by round_robin_validation of the validation rows.",
     )
 
 

@@ -1,5 +1,6 @@
 """What a tracker keeps of a run: parameters, metrics over time, files. Reads artifacts only."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,12 +10,21 @@ import yaml
 
 from clusterucb_core.config import RunConfig
 from clusterucb_core.frozen import Frozen
-from clusterucb_core.stages.drawn import read_pulls, read_selected
+from clusterucb_core.stages.drawn import read_pulls, read_scores, read_selected
 from clusterucb_core.stages.summary import SubjectSummary, Trajectory
 from clusterucb_core.stages.training import loss_history
 
+logger = logging.getLogger(__name__)
+
 MAX_PARAMETER_CHARS = 6000
 POINTS_OF_A_CURVE = 200
+# The score matrix of a period is kept as a text up to so many values, some 4 MB; the artifact has it always.
+MOST_SCORES = 200_000
+ESTIMATES = (
+    "estimated_captured", "captured_low", "captured_high", "estimated_recall", "recall_low", "recall_high",
+    "separation_p",
+)  # fmt: skip
+SUBJECT_FIGURES = ("captured_influence", "recall", "loss", "gradient_evaluations", *ESTIMATES)
 
 
 class Metric(Frozen):
@@ -56,17 +66,28 @@ def run_metrics(chosen: Trajectory, subjects: Sequence[SubjectSummary]) -> Itera
             )
     for subject in subjects:
         prefix = subject.subject.replace(":", "_")
-        for key in ("captured_influence", "recall", "loss", "gradient_evaluations"):
+        for key in SUBJECT_FIGURES:
             value = getattr(subject, key)
             if value is not None:
                 yield Metric(key=f"{prefix}/{key}", value=float(value), step=0, timestamp_ms=now)
 
 
 def run_files(config: RunConfig, chosen: Trajectory) -> dict[str, str]:
-    """Return the resolved configuration and the selection of each period as named texts."""
+    """Return the resolved configuration, and the selection and scores of each period, as named texts."""
     files = {"config.yaml": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)}
     for period in chosen.periods:
         files[f"selection-period-{period.spec.period}.csv"] = read_selected(period.draws).write_csv()
+        scores = read_scores(period.draws)
+        if 0 < scores.height * scores.width <= MOST_SCORES:
+            files[f"scores-period-{period.spec.period}.csv"] = scores.write_csv(float_precision=6)
+        elif scores.height:
+            logger.info(
+                "the scores of period %d, %d samples x %d columns, stay in its artifact %s",
+                period.spec.period,
+                scores.height,
+                scores.width,
+                period.draws.path,
+            )
     return files
 
 

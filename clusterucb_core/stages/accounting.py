@@ -24,6 +24,7 @@ from clusterucb_core.stages.features import open_store
 from clusterucb_core.stages.intake import candidate_ids, read_target
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.scores import plain_space
+from clusterucb_core.stages.separation import shuffled_samples
 from clusterucb_core.workspace import Workspace
 
 Need = tuple[str, FeatureSpace, frozenset[str]]
@@ -105,5 +106,11 @@ def _paid_by(
 
 
 def _target_evaluations(spec: DrawSpec, workspace: Workspace, run_id: str) -> int:
-    rows = [row.row_id for row in read_target(spec.target).validation]
-    return sum(len(_paid_by(plain_space(space), rows, workspace, run_id)) for space in spec.spaces)
+    target = read_target(spec.target)
+    rows = [row.row_id for row in target.validation]
+    paid = sum(len(_paid_by(plain_space(space), rows, workspace, run_id)) for space in spec.spaces)
+    if spec.period > 1 or not spec.spaces:
+        return paid
+    shuffled = shuffled_samples(target, seed=spec.seed).values()
+    beside = [sample.sample_id for samples in shuffled for sample in samples]
+    return paid + len(_paid_by(plain_space(spec.spaces[0]), beside, workspace, run_id))

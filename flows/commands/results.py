@@ -34,6 +34,12 @@ def print_subjects(subjects: "Sequence[SubjectSummary]") -> None:
         for subject in subjects
     ]
     print_table(headers, rows)
+    for subject in subjects:
+        if subject.estimated_recall is not None:
+            captured = interval(subject.estimated_captured, subject.captured_low, subject.captured_high)
+            recall = interval(subject.estimated_recall, subject.recall_low, subject.recall_high)
+            seen = f"captured influence {captured}, recall {recall}" if captured else f"recall {recall}"
+            say(f"\nestimated from the audit of {subject.subject} [95 %]: {seen}")
 
 
 def print_next_steps(result: "RunResult") -> None:
@@ -42,6 +48,8 @@ def print_next_steps(result: "RunResult") -> None:
     computed = counted(result.work.gradient_evaluations, "gradient evaluation")
     say(f"\nselection version {version}, pool version {result.pool_version}, {result.seconds:.1f} s")
     say(f"this call computed {computed}, {counted(result.work.trainings, 'training')}")
+    for warning in result.warnings:
+        say(f"\nwarning: {warning}")
     say(f"\nthe selection   clusterucb show {version}")
     say(f"to a file       clusterucb export {version} selection.jsonl")
     say(f"in MLflow       {_mlflow_place()}")

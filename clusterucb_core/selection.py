@@ -14,7 +14,7 @@ from clusterucb_core.bandit.policies import (
     configured_policy,
 )
 from clusterucb_core.errors import BudgetError, InvalidConfig
-from clusterucb_core.influence import Aggregate
+from clusterucb_core.influence import Aggregate, takes_turns
 
 OTHER_POLICIES = ("linucb", "random", "full")
 POLICY_NAMES = (*POLICY_KINDS, *OTHER_POLICIES)
@@ -112,11 +112,17 @@ def check_selection(settings: SelectionSettings) -> None:
 
     Raises:
         InvalidConfig: side information other than gradients is asked for.
+        InvalidConfig: an early stop is asked for where subtasks take turns, which have no k-th best to pass.
         BudgetError: the audit takes all of the budget, or more is to be selected than the budget draws.
     """
     if settings.policy == "linucb" and settings.context != "gradient":
         raise InvalidConfig(
             f"selection.context={settings.context} is not available in this version; use gradient"
+        )
+    if takes_turns(settings.aggregate) and settings.early_stop > 0:
+        raise InvalidConfig(
+            f"selection.early_stop={settings.early_stop} looks for samples above the k-th best influence, which "
+            f"aggregate={settings.aggregate} does not have; set early_stop to 0, or take the aggregate max or mean"
         )
     if is_bandit(settings.policy) and settings.audit_fraction >= settings.budget_fraction:
         raise BudgetError(

@@ -30,7 +30,7 @@ from clusterucb_core.stages.drawn import NO_CLUSTER, Drawn, write_drawn
 from clusterucb_core.stages.features import usable_samples
 from clusterucb_core.stages.intake import candidate_ids, pool_size
 from clusterucb_core.stages.models import FeatureSpace
-from clusterucb_core.stages.rewards import CommonScale, common_scale, rewards_of
+from clusterucb_core.stages.rewards import RewardView, guesses_of, rewards_of
 from clusterucb_core.stages.scores import (
     BookFiller,
     ScoreBook,
@@ -52,7 +52,7 @@ class DrawSpec(StageSpec):
     """
 
     stage: str = "draws"
-    version: int = 3
+    version: int = 4
     settings: SelectionSettings
     target: ArtifactRef
     tokens: ArtifactRef
@@ -183,14 +183,14 @@ def _pull(
 ) -> Audit:
     def reward(rows: IntArray) -> FloatArray:
         filler.fill(book, rows)
-        return rewards_of(total_scores(book, rows), settings.aggregate, scale)
+        return rewards_of(view, rows, total_scores(book, rows))
 
     settings, n = spec.settings, pool_size(spec.candidates)
     policy = bandit_policy(settings)
     side = _side_information(spec, book, workspace) if isinstance(policy, LinUcb) else None
-    scale = _common_scale(spec, book, side, workspace=workspace)
+    view = _reward_view(spec, book, side, workspace=workspace)
     context = None if side is None else side.context
-    prior = None if side is None else rewards_of(side.prior, settings.aggregate, scale)
+    prior = None if side is None else guesses_of(side.prior, settings.aggregate)
     audit_samples = share_of(settings.audit_fraction, n)
     log = pull_arms(
         arms,
@@ -227,19 +227,17 @@ def _side_information(spec: DrawSpec, book: ScoreBook, workspace: Workspace) -> 
     )
 
 
-def _common_scale(
+def _reward_view(
     spec: DrawSpec, book: ScoreBook, side: SideInformation | None, *, workspace: Workspace
-) -> CommonScale | None:
-    if not takes_turns(spec.settings.aggregate):
-        return None
-    if side is not None:
-        return common_scale(side.prior)
-    assert spec.first_space is not None, "the scale comes from features at the first checkpoint"
-    return common_scale(
-        gradient_prior(
-            spec.first_space, book.sample_ids, book.target, weights=book.weights, workspace=workspace
-        )
+) -> RewardView:
+    aggregate = spec.settings.aggregate
+    if not takes_turns(aggregate) or side is not None:
+        return RewardView(aggregate, None if side is None else side.prior)
+    assert spec.first_space is not None, "a prior comes from features at the first checkpoint"
+    prior = gradient_prior(
+        spec.first_space, book.sample_ids, book.target, weights=book.weights, workspace=workspace
     )
+    return RewardView(aggregate, prior)
 
 
 def _log_round(report: RoundReport) -> None:

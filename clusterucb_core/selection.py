@@ -111,8 +111,8 @@ def check_selection(settings: SelectionSettings) -> None:
     """Refuse settings that name what this version does not do.
 
     Raises:
-        InvalidConfig: side information other than gradients is asked for.
-        InvalidConfig: an early stop is asked for where subtasks take turns, which have no k-th best to pass.
+        InvalidConfig: side information other than gradients is asked for, or an early stop where subtasks
+            take turns and have no k-th best to pass.
         BudgetError: the audit takes all of the budget, or more is to be selected than the budget draws.
     """
     if settings.policy == "linucb" and settings.context != "gradient":
@@ -121,8 +121,8 @@ def check_selection(settings: SelectionSettings) -> None:
         )
     if takes_turns(settings.aggregate) and settings.early_stop > 0:
         raise InvalidConfig(
-            f"selection.early_stop={settings.early_stop} looks for samples above the k-th best influence, which "
-            f"aggregate={settings.aggregate} does not have; set early_stop to 0, or take the aggregate max or mean"
+            f"selection.early_stop={settings.early_stop} looks for samples above the k-th best influence, "
+            f"which aggregate={settings.aggregate} does not have; set early_stop to 0, or aggregate to max"
         )
     if is_bandit(settings.policy) and settings.audit_fraction >= settings.budget_fraction:
         raise BudgetError(

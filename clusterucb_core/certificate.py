@@ -4,9 +4,13 @@ The rewards that nobody computed are filled in many times: a Bayesian bootstrap 
 part of the audit and half a pseudo sample above all others says what share of the unseen lies where, and a
 multinomial draw how many samples that is. Each completed pool has a true top k, of which the selection holds
 a share. The pseudo sample keeps an audit that saw nothing from claiming that there is nothing.
+
+Where samples are selected by turns, what counts is the turn at which each would be picked: one order of all
+that was seen, in which the unseen take places as the audit has them. Columns are taken to miss about the same
+share of their picks; where one column misses far more than the others, fewer picks are lost than estimated.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,15 +25,15 @@ class Certificate:
     """Estimates of a selection's recall@k and captured influence, with the ends of their intervals.
 
     `recall` is the share of the pool's true top k that was selected; `captured` the selection's influence
-    above chance over that of the true top k.
+    above chance over that of the true top k, None where no one influence ranks the samples.
     """
 
     recall: float
     recall_low: float
     recall_high: float
-    captured: float
-    captured_low: float
-    captured_high: float
+    captured: float | None = None
+    captured_low: float | None = None
+    captured_high: float | None = None
 
 
 def certify(
@@ -84,6 +88,32 @@ def certify(
         captured_low=float(low[1]),
         captured_high=float(high[1]),
     )
+
+
+def certify_turns(
+    turns: IntArray, *, known: int, n_left: int, k: int, rng: np.random.Generator, level: float = 0.95
+) -> Certificate:
+    """Return what the k picks of a round robin are estimated to hold of the round robin over the whole pool.
+
+    Args:
+        turns: turn at which each computed sample is picked, from 0, [m + a]: first of the m samples that were
+            not drawn by chance at the end, then of a simple random sample of the others. What is not among
+            the first k picks may have any turn from k on.
+        known: m.
+        n_left: how many others there are, the a audited ones included.
+        k: samples selected.
+        rng: source of all randomness.
+        level: of the intervals.
+
+    Returns:
+        Recall with its interval; nothing of captured influence.
+
+    Raises:
+        ValueError: nothing was audited, fewer samples than k, or n_left below the audited.
+    """
+    order = -np.minimum(np.asarray(turns, dtype=np.float64), float(k))
+    found = certify(order[:known], order[known:], n_left, k=k, rng=rng, level=level)
+    return replace(found, captured=None, captured_low=None, captured_high=None)
 
 
 def _measures(values: FloatArray, copies: IntArray, above: int, k: int) -> tuple[float, float]:

@@ -54,6 +54,7 @@ class RunResult(Frozen):
         checkpoints: folders of the artifacts that the result rests on.
         mlflow_run_id: the MLflow run, None where MLflow could not be reached.
         seconds: wall time of the call.
+        warnings: what speaks against the selection, in plain words.
     """
 
     run_id: str
@@ -66,6 +67,7 @@ class RunResult(Frozen):
     checkpoints: tuple[str, ...]
     mlflow_run_id: str | None
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 def target_results(outcomes: Sequence[TargetOutcome]) -> tuple[TargetResult, ...]:

@@ -14,6 +14,7 @@ from clusterucb_core.bandit.policies import (
     configured_policy,
 )
 from clusterucb_core.errors import BudgetError, InvalidConfig
+from clusterucb_core.influence import Aggregate, takes_turns
 
 OTHER_POLICIES = ("linucb", "random", "full")
 POLICY_NAMES = (*POLICY_KINDS, *OTHER_POLICIES)
@@ -98,10 +99,11 @@ class SelectionSettings(PolicySettings):
         title="Draws a round",
         description="Samples drawn on one set of bounds; 1 is the paper's rule.",
     )
-    aggregate: Literal["max", "mean"] = Field(
+    aggregate: Aggregate = Field(
         default="max",
         title="Aggregate",
-        description="How the scores of a target's subtasks become one influence.",
+        description="How scores on a target's subtasks select: by their max or mean, by round_robin of the "
+        "subtasks, each taking its best sample in turn, or by round_robin_validation of the validation rows.",
     )
 
 
@@ -109,12 +111,18 @@ def check_selection(settings: SelectionSettings) -> None:
     """Refuse settings that name what this version does not do.
 
     Raises:
-        InvalidConfig: side information other than gradients is asked for.
+        InvalidConfig: side information other than gradients is asked for, or an early stop where subtasks
+            take turns and have no k-th best to pass.
         BudgetError: the audit takes all of the budget, or more is to be selected than the budget draws.
     """
     if settings.policy == "linucb" and settings.context != "gradient":
         raise InvalidConfig(
             f"selection.context={settings.context} is not available in this version; use gradient"
+        )
+    if takes_turns(settings.aggregate) and settings.early_stop > 0:
+        raise InvalidConfig(
+            f"selection.early_stop={settings.early_stop} looks for samples above the k-th best influence, "
+            f"which aggregate={settings.aggregate} does not have; set early_stop to 0, or aggregate to max"
         )
     if is_bandit(settings.policy) and settings.audit_fraction >= settings.budget_fraction:
         raise BudgetError(

@@ -1,5 +1,6 @@
 """What a tracker keeps of a run: parameters, metrics over time, files. Reads artifacts only."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,12 +10,22 @@ import yaml
 
 from clusterucb_core.config import RunConfig
 from clusterucb_core.frozen import Frozen
-from clusterucb_core.stages.drawn import read_pulls, read_selected
+from clusterucb_core.stages.drawn import read_pulls, read_scores, read_selected
+from clusterucb_core.stages.publication import PeriodDraws
 from clusterucb_core.stages.summary import TargetOutcome
 from clusterucb_core.stages.training import loss_history
 
+logger = logging.getLogger(__name__)
+
 MAX_PARAMETER_CHARS = 6000
 POINTS_OF_A_CURVE = 200
+# The score matrix of a period is kept as a text up to so many values, some 4 MB; the artifact has it always.
+MOST_SCORES = 200_000
+ESTIMATES = (
+    "estimated_captured", "captured_low", "captured_high", "estimated_recall", "recall_low", "recall_high",
+    "separation_p",
+)  # fmt: skip
+SUBJECT_FIGURES = ("captured_influence", "recall", "loss", "gradient_evaluations", *ESTIMATES)
 
 
 class Metric(Frozen):
@@ -53,12 +64,12 @@ def run_metrics(outcomes: Sequence[TargetOutcome]) -> Iterator[Metric]:
 
 
 def run_files(config: RunConfig, outcomes: Sequence[TargetOutcome]) -> dict[str, str]:
-    """Return the resolved configuration and the selection of each target and period as named texts."""
+    """Return the resolved configuration, selections and scores of each target and period as named texts."""
     files = {"config.yaml": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)}
     for outcome in outcomes:
-        name = f"selection-{outcome.target}" if len(outcomes) > 1 else "selection"
+        name = f"-{outcome.target}" if len(outcomes) > 1 else ""
         for period in outcome.chosen.periods:
-            files[f"{name}-period-{period.spec.period}.csv"] = read_selected(period.draws).write_csv()
+            files |= _period_files(period, name)
     return files
 
 
@@ -80,10 +91,26 @@ def _points(outcome: TargetOutcome) -> Iterator[tuple[str, int, float]]:
             yield "train/learning_rate", point.step, point.learning_rate
     for subject in outcome.subjects:
         name = subject.subject.replace(":", "_")
-        for key in ("captured_influence", "recall", "loss", "gradient_evaluations"):
+        for key in SUBJECT_FIGURES:
             value = getattr(subject, key)
             if value is not None:
                 yield f"{name}/{key}", 0, float(value)
+
+
+def _period_files(period: PeriodDraws, name: str) -> Iterator[tuple[str, str]]:
+    number = period.spec.period
+    yield f"selection{name}-period-{number}.csv", read_selected(period.draws).write_csv()
+    scores = read_scores(period.draws)
+    if 0 < scores.height * scores.width <= MOST_SCORES:
+        yield f"scores{name}-period-{number}.csv", scores.write_csv(float_precision=6)
+    elif scores.height:
+        logger.info(
+            "the scores of period %d, %d samples x %d columns, stay in its artifact %s",
+            number,
+            scores.height,
+            scores.width,
+            period.draws.path,
+        )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

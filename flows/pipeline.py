@@ -15,7 +15,7 @@ from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.evaluation import evaluation_spec
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.publication import Evaluated, RunFacts
-from clusterucb_core.stages.summary import TargetOutcome, Trajectory, measures
+from clusterucb_core.stages.summary import TargetOutcome, Trajectory, measures, separation_warning
 from flows.home import configure_tracking, state_folder
 from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_subjects
@@ -80,6 +80,9 @@ def _run(config: RunConfig, execution: ExecutionSettings) -> RunResult:
         checkpoints=tuple(ref.path for ref in _trainings(trajectories)),
         mlflow_run_id=tracking.mlflow_run_id,
         seconds=round(time.time() - started_at, 1),
+        warnings=tuple(
+            filter(None, [separation_warning(item.subjects[0], item.target) for item in outcomes])
+        ),
     )
     keep_outcome(plan, result)
     return result

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DECISION_CODE = {"bandit", "clustering", "influence", "cost", "certificate"}
+DECISION_CODE = {"bandit", "clustering", "influence", "cost", "certificate", "separation"}
 
 
 def contracts() -> dict[str, dict[str, Any]]:

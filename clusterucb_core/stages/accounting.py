@@ -24,6 +24,7 @@ from clusterucb_core.stages.features import open_store
 from clusterucb_core.stages.intake import candidate_ids, read_target
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.scores import plain_space
+from clusterucb_core.stages.separation import shuffled_samples
 from clusterucb_core.workspace import Workspace
 
 Need = tuple[str, FeatureSpace, frozenset[str]]
@@ -128,6 +129,12 @@ def _paid_by(
 
 
 def _target_evaluations(spec: DrawSpec, workspace: Workspace, *, run_id: str, charged: Charged) -> int:
-    rows = frozenset(row.row_id for row in read_target(spec.target).validation)
-    spaces = [plain_space(space) for space in spec.spaces]
-    return sum(len(_paid_by(space, rows, workspace, run_id=run_id, charged=charged)) for space in spaces)
+    target = read_target(spec.target)
+    needs = [(space, [row.row_id for row in target.validation]) for space in spec.spaces]
+    if spec.period == 1 and spec.spaces:
+        shuffled = shuffled_samples(target, seed=spec.seed).values()
+        needs.append((spec.spaces[0], [sample.sample_id for samples in shuffled for sample in samples]))
+    return sum(
+        len(_paid_by(plain_space(space), frozenset(rows), workspace, run_id=run_id, charged=charged))
+        for space, rows in needs
+    )

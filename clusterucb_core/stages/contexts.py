@@ -58,11 +58,26 @@ def gradient_context(
     with threadpool_limits(limits=1, user_api="blas"):
         for block in store.iter_blocks(sample_ids):
             context.append(fold(block, context_width(len(sample_ids)), seed=first.seed))
-            scores = [subtask_scores(block, gradients, target.subtask) for gradients in target.by_checkpoint]
-            prior.append(
-                np.sum([weight * part for weight, part in zip(weights, scores, strict=True)], axis=0)
-            )
+            prior.append(_guess(block, target, weights))
     return SideInformation(np.concatenate(context), np.concatenate(prior))
+
+
+def gradient_prior(
+    first: FeatureSpace,
+    sample_ids: list[str],
+    target: TargetGradients,
+    *,
+    weights: tuple[float, ...],
+    workspace: Workspace,
+) -> FloatArray:
+    """Return the prior [n, s] of `gradient_context` alone.
+
+    Raises:
+        MissingArtifact: a sample has no feature.
+    """
+    with threadpool_limits(limits=1, user_api="blas"):
+        blocks = open_store(first, workspace).iter_blocks(sample_ids)
+        return np.concatenate([_guess(block, target, weights) for block in blocks])
 
 
 def context_width(n_samples: int) -> int:
@@ -88,3 +103,8 @@ def fold(features: FloatArray, width: int, *, seed: int) -> NDArray[np.float32]:
         columns = order[group * width : (group + 1) * width]
         folded[:, : len(columns)] += features[:, columns] * signs[columns]
     return folded
+
+
+def _guess(features: FloatArray, target: TargetGradients, weights: tuple[float, ...]) -> FloatArray:
+    scores = [subtask_scores(features, gradients, target.subtask) for gradients in target.by_checkpoint]
+    return np.sum([weight * part for weight, part in zip(weights, scores, strict=True)], axis=0)

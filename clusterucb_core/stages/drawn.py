@@ -12,21 +12,26 @@ import polars as pl
 from clusterucb_core.artifacts import read_manifest
 from clusterucb_core.bandit.pulls import PullLog
 from clusterucb_core.certificate import Certificate
+from clusterucb_core.influence import NO_COLUMN, Choice
 from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray, IntArray
+from clusterucb_core.separation import Separation
 
 NO_CLUSTER = -1
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a selection saw: influence [n] (NaN where unseen), cluster [n], the pulls in order, exclusions.
+    """What a selection saw of n samples: which rows [m] in drawing order, their scores [m, s], the pulls.
 
-    Of the pulls, the last `n_uniform` are a simple random sample of the `n_left` samples that were left.
-    `unspent_samples` of the budget were not drawn, because of an early stop.
+    `subtasks` [s] name the columns of scores; `clusters` [n] are those of all samples. Of the pulls, the last
+    `n_uniform` are a simple random sample of the `n_left` samples that were left. `unspent_samples` of the
+    budget were not drawn, because of an early stop.
     """
 
     sample_ids: list[str]
-    influence: FloatArray
+    seen: IntArray
+    scores: FloatArray
+    subtasks: tuple[str, ...]
     clusters: IntArray
     pulls: PullLog | None
     exclusions: tuple[Exclusion, ...]
@@ -36,29 +41,44 @@ class Drawn:
     unspent_samples: int = 0
 
 
-def write_drawn(folder: Path, drawn: Drawn, chosen: IntArray) -> None:
-    """Write the chosen rows in rank order, and every pull."""
+def write_drawn(folder: Path, drawn: Drawn, choice: Choice) -> None:
+    """Write the chosen rows in rank order, every pull, and the scores of all that was seen."""
     selected = pl.DataFrame(
         {
-            "rank": np.arange(1, len(chosen) + 1),
-            "sample_id": [drawn.sample_ids[row] for row in chosen],
-            "influence": drawn.influence[chosen],
-            "cluster": drawn.clusters[chosen],
-        }
+            "rank": np.arange(1, len(choice.rows) + 1),
+            "sample_id": [drawn.sample_ids[row] for row in choice.rows],
+            "influence": choice.influence,
+            "cluster": drawn.clusters[choice.rows],
+            "subtask": [None if column == NO_COLUMN else drawn.subtasks[column] for column in choice.columns],
+        },
+        schema_overrides={"subtask": pl.String},
     ).with_columns(pl.col("influence").fill_nan(None), pl.col("cluster").replace(NO_CLUSTER, None))
     selected.write_parquet(folder / "selected.parquet")
     _pull_frame(drawn).write_parquet(folder / "pulls.parquet")
+    _score_frame(drawn).write_parquet(folder / "scores.parquet")
     (folder / "selected.txt").write_text("\n".join(selected["sample_id"]), encoding="utf-8")
 
 
 def read_selected(ref: ArtifactRef) -> pl.DataFrame:
-    """Return rank, sample_id, influence and cluster of the selected samples."""
+    """Return rank, sample_id, influence, cluster and subtask of the selected samples.
+
+    `subtask` names the one that the influence is the score on: that of the maximum, or the one whose turn it
+    was; null under the mean, and where samples were chosen at random.
+    """
     return pl.read_parquet(Path(ref.path) / "selected.parquet")
 
 
 def read_pulls(ref: ArtifactRef) -> pl.DataFrame:
     """Return every pull in drawing order, with the columns of the table `pulls`."""
     return pl.read_parquet(Path(ref.path) / "pulls.parquet")
+
+
+def read_scores(ref: ArtifactRef) -> pl.DataFrame:
+    """Return sample_id and a column of scores for each subtask, for every sample that a selection saw.
+
+    Rows are in drawing order, or in the pool's where no bandit drew.
+    """
+    return pl.read_parquet(Path(ref.path) / "scores.parquet")
 
 
 def draw_exclusions(ref: ArtifactRef) -> tuple[Exclusion, ...]:
@@ -70,6 +90,18 @@ def read_certificate(ref: ArtifactRef) -> Certificate | None:
     """Return what a selection is estimated to have missed; None where nothing was audited."""
     found = read_manifest(ref)["certificate"]
     return None if found is None else Certificate(**found)
+
+
+def read_separation(ref: ArtifactRef) -> Separation | None:
+    """Return how well the target separated the pool; None where the selection was not checked."""
+    found = read_manifest(ref)["separation"]
+    return None if found is None else Separation(**found)
+
+
+def _score_frame(drawn: Drawn) -> pl.DataFrame:
+    ids = pl.Series("sample_id", [drawn.sample_ids[row] for row in drawn.seen], dtype=pl.String)
+    scores = [pl.Series(name, drawn.scores[:, column]) for column, name in enumerate(drawn.subtasks)]
+    return pl.DataFrame([ids, *scores])
 
 
 def _pull_frame(drawn: Drawn) -> pl.DataFrame:

@@ -15,21 +15,22 @@ from clusterucb_core.bandit.audits import Audit, audit_pulls
 from clusterucb_core.bandit.policies import LinUcb
 from clusterucb_core.bandit.pulls import RoundReport, pull_arms
 from clusterucb_core.bandit.stopping import EarlyStop
-from clusterucb_core.certificate import certify
+from clusterucb_core.certificate import certify, certify_turns
 from clusterucb_core.errors import BudgetError, InvalidPool, TooManyExcluded
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.features.gradients import UnusableSamples
-from clusterucb_core.influence import aggregate_scores, top_k
+from clusterucb_core.influence import NO_COLUMN, Aggregate, Choice, select_top, takes_turns
 from clusterucb_core.lm.devices import leased_device
 from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray, IntArray
 from clusterucb_core.seeds import child_rng
 from clusterucb_core.selection import SelectionSettings, bandit_policy, cold_start_of, is_bandit, share_of
 from clusterucb_core.stages.clusters import read_clustering
-from clusterucb_core.stages.contexts import SideInformation, gradient_context
+from clusterucb_core.stages.contexts import SideInformation, gradient_context, gradient_prior
 from clusterucb_core.stages.drawn import NO_CLUSTER, Drawn, write_drawn
 from clusterucb_core.stages.features import usable_samples
 from clusterucb_core.stages.intake import candidate_ids, pool_size
 from clusterucb_core.stages.models import FeatureSpace
+from clusterucb_core.stages.rewards import RewardView, guesses_of, rewards_of
 from clusterucb_core.stages.scores import (
     BookFiller,
     ScoreBook,
@@ -37,6 +38,7 @@ from clusterucb_core.stages.scores import (
     read_target_gradients,
     total_scores,
 )
+from clusterucb_core.stages.separation import SeparationCheck, check_separation
 from clusterucb_core.workspace import StageSpec, Workspace, location, resumable, stage_key, written
 
 logger = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class DrawSpec(StageSpec):
     """
 
     stage: str = "draws"
-    version: int = 3
+    version: int = 4
     settings: SelectionSettings
     target: ArtifactRef
     tokens: ArtifactRef
@@ -80,42 +82,52 @@ def run_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings
             "selects none; raise it or give a larger pool"
         )
     if spec.settings.policy == "random":
-        drawn, chosen = _random_choice(spec, k)
+        drawn, choice = _random_choice(spec, k)
     else:
         drawn = (
             _draws_on_lease(spec, workspace, execution)
             if is_bandit(spec.settings.policy)
             else _all(spec, workspace)
         )
-        seen = np.flatnonzero(~np.isnan(drawn.influence))
-        if len(seen) < k:
-            raise InvalidPool(
-                f"{len(seen)} samples have an influence, but {k} are to be selected; lower top_fraction"
-            )
-        chosen = seen[top_k(drawn.influence[seen], k)]
-    return _write(spec, workspace, drawn, chosen)
+        choice = best_drawn(drawn, k, spec.settings.aggregate)
+    return _write(spec, workspace, drawn, choice, execution)
 
 
-def _random_choice(spec: DrawSpec, k: int) -> tuple[Drawn, IntArray]:
+def best_drawn(drawn: Drawn, k: int, aggregate: Aggregate) -> Choice:
+    """Return the k samples that an aggregate puts first among those that were seen.
+
+    Raises:
+        InvalidPool: fewer were seen.
+    """
+    if len(drawn.seen) < k:
+        raise InvalidPool(
+            f"{len(drawn.seen)} samples have an influence, but {k} are to be selected; lower top_fraction"
+        )
+    choice = select_top(drawn.scores, k, aggregate=aggregate)
+    return replace(choice, rows=drawn.seen[choice.rows])
+
+
+def _random_choice(spec: DrawSpec, k: int) -> tuple[Drawn, Choice]:
     ids = candidate_ids(spec.candidates)
     if len(ids) < k:
         raise InvalidPool(f"{len(ids)} samples can be used, but {k} are to be selected; lower top_fraction")
     chosen = child_rng(spec.seed, "random selection", str(spec.period)).permutation(len(ids))[:k]
-    nothing = np.full(len(ids), np.nan)
-    return Drawn(ids, nothing, np.full(len(ids), NO_CLUSTER), None, (), 0), chosen
+    seen, scores = np.zeros(0, dtype=np.int64), np.zeros((0, 0))
+    drawn = Drawn(ids, seen, scores, (), np.full(len(ids), NO_CLUSTER), None, (), 0)
+    return drawn, Choice(chosen, np.full(k, np.nan), np.full(k, NO_COLUMN))
 
 
 def _all(spec: DrawSpec, workspace: Workspace) -> Drawn:
     ids, exclusions = _usable(spec, candidate_ids(spec.candidates), workspace, spec.spaces)
     book = _book(spec, ids, workspace)
-    scores = total_scores(book, np.arange(len(ids)))
-    influence = aggregate_scores(scores, spec.settings.aggregate)
+    every = np.arange(len(ids))
     clusters = np.full(len(ids), NO_CLUSTER)
     if spec.clustering is not None:
         clustered, clustering = read_clustering(spec.clustering)
         label = dict(zip(clustered, clustering.labels.tolist(), strict=True))
         clusters = np.array([label.get(sample, NO_CLUSTER) for sample in ids])
-    return Drawn(ids, influence, clusters, None, exclusions, len(ids))
+    scores, subtasks = total_scores(book, every), book.target.subtasks
+    return Drawn(ids, every, scores, subtasks, clusters, None, exclusions, len(ids))
 
 
 def _draws_on_lease(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> Drawn:
@@ -140,14 +152,14 @@ def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSett
             lost.update(zip(error.indices, error.reasons, strict=True))
             _check_lost(spec, lost, len(ids))
     log = audit.log
-    influence = np.full(len(ids), np.nan)
-    influence[log.samples] = log.rewards
     late = tuple(
         Exclusion(ids[row], "selection", reason, f"period {spec.period}") for row, reason in lost.items()
     )
     return Drawn(
         ids,
-        influence,
+        log.samples,
+        total_scores(book, log.samples),
+        book.target.subtasks,
         clusters,
         log,
         exclusions + late,
@@ -178,14 +190,14 @@ def _pull(
 ) -> Audit:
     def reward(rows: IntArray) -> FloatArray:
         filler.fill(book, rows)
-        scores = total_scores(book, rows)
-        # the largest score counts either way, but a policy may model each subtask by itself
-        return scores if settings.aggregate == "max" else aggregate_scores(scores, "mean")
+        return rewards_of(view, rows, total_scores(book, rows))
 
     settings, n = spec.settings, pool_size(spec.candidates)
     policy = bandit_policy(settings)
     side = _side_information(spec, book, workspace) if isinstance(policy, LinUcb) else None
-    context, prior = (None, None) if side is None else (side.context, side.prior)
+    view = _reward_view(spec, book, side, workspace=workspace)
+    context = None if side is None else side.context
+    prior = None if side is None else guesses_of(side.prior, settings.aggregate)
     audit_samples = share_of(settings.audit_fraction, n)
     log = pull_arms(
         arms,
@@ -217,12 +229,22 @@ def _pull(
 
 def _side_information(spec: DrawSpec, book: ScoreBook, workspace: Workspace) -> SideInformation:
     assert spec.first_space is not None, "side information comes from the first checkpoint"
-    side = gradient_context(
+    return gradient_context(
         spec.first_space, book.sample_ids, book.target, weights=book.weights, workspace=workspace
     )
-    if spec.settings.aggregate == "max":
-        return side
-    return replace(side, prior=aggregate_scores(side.prior, "mean")[:, None])
+
+
+def _reward_view(
+    spec: DrawSpec, book: ScoreBook, side: SideInformation | None, *, workspace: Workspace
+) -> RewardView:
+    aggregate = spec.settings.aggregate
+    if not takes_turns(aggregate) or side is not None:
+        return RewardView(aggregate, None if side is None else side.prior)
+    assert spec.first_space is not None, "a prior comes from features at the first checkpoint"
+    prior = gradient_prior(
+        spec.first_space, book.sample_ids, book.target, weights=book.weights, workspace=workspace
+    )
+    return RewardView(aggregate, prior)
 
 
 def _log_round(report: RoundReport) -> None:
@@ -268,35 +290,39 @@ def _check_lost(spec: DrawSpec, lost: dict[int, str], n: int) -> None:
 
 
 def _book(spec: DrawSpec, ids: list[str], workspace: Workspace) -> ScoreBook:
-    target = read_target_gradients(spec.target, spec.spaces, workspace)
+    target = read_target_gradients(spec.target, spec.spaces, workspace, aggregate=spec.settings.aggregate)
     return open_book(spec.spaces, spec.weights, target, sample_ids=ids, workspace=workspace)
 
 
-def _write(spec: DrawSpec, workspace: Workspace, drawn: Drawn, chosen: IntArray) -> ArtifactRef:
+def _write(
+    spec: DrawSpec, workspace: Workspace, drawn: Drawn, choice: Choice, execution: ExecutionSettings
+) -> ArtifactRef:
     manifest: dict[str, Any] = {
         "n_candidates": len(drawn.sample_ids),
-        "n_selected": len(chosen),
+        "n_selected": len(choice.rows),
         "budget_samples": drawn.budget_samples,
         "unspent_samples": drawn.unspent_samples,
-        "certificate": _certificate(spec, drawn, k=len(chosen)),
+        "certificate": _certificate(spec, drawn, choice),
+        "separation": _separation(spec, drawn, workspace, execution),
         "exclusions": [asdict(exclusion) for exclusion in drawn.exclusions],
     }
     with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder:
-        write_drawn(folder, drawn, chosen)
+        write_drawn(folder, drawn, choice)
     return written(spec, workspace)
 
 
-def _certificate(spec: DrawSpec, drawn: Drawn, *, k: int) -> dict[str, float] | None:
+def _certificate(spec: DrawSpec, drawn: Drawn, choice: Choice) -> dict[str, float | None] | None:
     if drawn.pulls is None or drawn.n_uniform == 0:
         return None
-    rewards = drawn.pulls.rewards
-    certificate = certify(
-        rewards[: -drawn.n_uniform],
-        rewards[-drawn.n_uniform :],
-        drawn.n_left,
-        k=k,
-        rng=child_rng(spec.seed, "certificate", str(spec.period)),
-    )
+    rng = child_rng(spec.seed, "certificate", str(spec.period))
+    k, known = len(choice.rows), len(drawn.seen) - drawn.n_uniform
+    if takes_turns(spec.settings.aggregate):
+        turn = dict(zip(choice.rows.tolist(), range(k), strict=True))
+        turns = np.array([turn.get(row, k) for row in drawn.seen.tolist()])
+        certificate = certify_turns(turns, known=known, n_left=drawn.n_left, k=k, rng=rng)
+    else:
+        rewards = drawn.pulls.rewards
+        certificate = certify(rewards[:known], rewards[known:], drawn.n_left, k=k, rng=rng)
     logger.info(
         "estimated recall %.2f (%.2f to %.2f)",
         certificate.recall,
@@ -304,3 +330,18 @@ def _certificate(spec: DrawSpec, drawn: Drawn, *, k: int) -> dict[str, float] | 
         certificate.recall_high,
     )
     return asdict(certificate)
+
+
+def _separation(
+    spec: DrawSpec, drawn: Drawn, workspace: Workspace, execution: ExecutionSettings
+) -> dict[str, float | int] | None:
+    """Check once a run, at the first checkpoint, whether the target separates the pool."""
+    if spec.period > 1 or not spec.spaces:
+        return None
+    check = SeparationCheck(target=spec.target, space=spec.spaces[0], seed=spec.seed, run_id=spec.run_id)
+    # a bandit that drew from a clustering of the first features has those of all samples
+    ids = drawn.sample_ids
+    if spec.first_space != check.space:
+        ids = [ids[row] for row in drawn.seen]
+    found = check_separation(check, ids, workspace=workspace, execution=execution)
+    return None if found is None else asdict(found)

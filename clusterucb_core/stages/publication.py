@@ -4,6 +4,7 @@ Reads the artifacts of a run; writes the catalog, one short transaction at a tim
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ from clusterucb_core.pool.ingest import ingest_counts
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.accounting import SelectionCost, run_costs
 from clusterucb_core.stages.clusters import read_clustering
-from clusterucb_core.stages.drawn import draw_exclusions, read_certificate, read_pulls, read_selected
+from clusterucb_core.stages.drawn import (
+    draw_exclusions,
+    read_certificate,
+    read_pulls,
+    read_selected,
+    read_separation,
+)
 from clusterucb_core.stages.draws import DrawSpec
 from clusterucb_core.stages.evaluation import read_results
 from clusterucb_core.stages.features import open_store
@@ -124,7 +131,11 @@ def publish_run(periods: Sequence[PeriodDraws], facts: RunFacts, workspace: Work
         The selection version of each.
     """
     costs = run_costs([(period.spec, period.draws) for period in periods], workspace, facts.run_id)
-    drafts = [_draft(period, facts, cost) for period, cost in zip(periods, costs, strict=True)]
+    separation = _separation(periods)
+    drafts = [
+        replace(_draft(period, facts, cost), separation_p=separation.get(period.spec.target.fingerprint))
+        for period, cost in zip(periods, costs, strict=True)
+    ]
     with open_catalog(workspace.catalog) as con:
         return publish_selections(con, drafts)
 
@@ -165,6 +176,12 @@ def publish_evaluations(
     ]
     with open_catalog(workspace.catalog) as con:
         record_evaluations(con, [*rows, *measures])
+
+
+def _separation(periods: Sequence[PeriodDraws]) -> dict[str, float]:
+    """Return the p-value of the separation check of each target, which its first period made."""
+    checked = {p.spec.target.fingerprint: read_separation(p.draws) for p in periods if p.spec.period == 1}
+    return {target: found.p for target, found in checked.items() if found is not None}
 
 
 def _draft(period: PeriodDraws, facts: RunFacts, cost: SelectionCost) -> SelectionDraft:

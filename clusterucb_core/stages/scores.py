@@ -14,7 +14,7 @@ from clusterucb_core.errors import InvalidTarget
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.features.gradients import UnusableSamples
 from clusterucb_core.features.store import read_shard, remaining_shard
-from clusterucb_core.influence import subtask_scores
+from clusterucb_core.influence import Aggregate, subtask_scores
 from clusterucb_core.lm.loading import resolve_device
 from clusterucb_core.lm.tokens import open_tokens
 from clusterucb_core.records import ArtifactRef, FloatArray, IntArray
@@ -40,7 +40,10 @@ SCORE_VALUES = 2**22
 
 @dataclass(frozen=True)
 class TargetGradients:
-    """Unit gradients [v, d] of the validation rows at each checkpoint, and the subtask [v] of each row."""
+    """Unit gradients [v, d] of the validation rows at each checkpoint, and the subtask [v] of each row.
+
+    Where validation rows take turns in selecting, each is a subtask of its own: `row 1`, `row 2`, ...
+    """
 
     by_checkpoint: tuple[FloatArray, ...]
     subtask: IntArray
@@ -68,15 +71,28 @@ def plain_space(space: FeatureSpace) -> FeatureSpace:
 
 
 def read_target_gradients(
-    target_ref: ArtifactRef, spaces: Sequence[FeatureSpace], workspace: Workspace
+    target_ref: ArtifactRef,
+    spaces: Sequence[FeatureSpace],
+    workspace: Workspace,
+    *,
+    aggregate: Aggregate = "max",
 ) -> TargetGradients:
     """Return the target's gradients at the checkpoints of the given pool spaces.
+
+    Args:
+        target_ref: the target.
+        spaces: the pool's feature spaces at the checkpoints.
+        workspace: where the gradients lie.
+        aggregate: what selects; `round_robin_validation` makes each validation row a subtask of its own.
 
     Raises:
         InvalidTarget: a validation row has no usable gradient.
     """
     target = read_target(target_ref)
     subtasks, subtask = subtask_index(target)
+    if aggregate == "round_robin_validation":
+        subtask = np.arange(len(target.validation))
+        subtasks = [f"row {row + 1}" for row in subtask]
     ids = [row.row_id for row in target.validation]
     for space in spaces:
         excluded = open_store(plain_space(space), workspace).excluded

@@ -12,9 +12,11 @@ import polars as pl
 
 from clusterucb_core.artifacts import MANIFEST
 from clusterucb_core.frozen import Frozen
-from clusterucb_core.influence import aggregate_scores, captured_influence, recall_at_k
-from clusterucb_core.records import ArtifactRef, FloatArray
+from clusterucb_core.influence import Judgement, judge
+from clusterucb_core.records import ArtifactRef
+from clusterucb_core.separation import chance_warning
 from clusterucb_core.stages.accounting import selection_cost
+from clusterucb_core.stages.drawn import read_certificate, read_separation
 from clusterucb_core.stages.draws import DrawSpec
 from clusterucb_core.stages.evaluation import read_results
 from clusterucb_core.stages.features import open_store
@@ -37,7 +39,10 @@ class Trajectory(Frozen):
 
 
 class SubjectSummary(Frozen):
-    """One line of a run's result; None where it was not measured."""
+    """One line of a run's result; None where it was not measured.
+
+    What is estimated comes from the audit of the last selection, with the ends of its 95 % interval.
+    """
 
     subject: str
     n_selected: int
@@ -48,6 +53,13 @@ class SubjectSummary(Frozen):
     loss_low: float | None
     loss_high: float | None
     gradient_evaluations: int | None
+    estimated_captured: float | None = None
+    captured_low: float | None = None
+    captured_high: float | None = None
+    estimated_recall: float | None = None
+    recall_low: float | None = None
+    recall_high: float | None = None
+    separation_p: float | None = None
 
 
 class TargetOutcome(Frozen):
@@ -87,18 +99,19 @@ def summarise(
         workspace: where artifacts lie.
     """
     ids = selected_ids(trajectory.periods[-1].draws) if trajectory.periods else []
-    influence = _influence(trajectory, oracle_spaces, workspace)
+    judgement = _judgement(trajectory, oracle_spaces, workspace)
     losses = [result for result in read_results(evaluation, trajectory.subject) if result.metric == "loss"]
     return SubjectSummary(
         subject=trajectory.subject,
         n_selected=len(ids),
         sources=_sources(pool, ids),
-        captured_influence=None if influence is None else captured_influence(*influence, k=len(ids)),
-        recall=None if influence is None else recall_at_k(*influence, k=len(ids)),
+        captured_influence=None if judgement is None else judgement.captured_influence,
+        recall=None if judgement is None else judgement.recall,
         loss=losses[0].value if losses else None,
         loss_low=losses[0].low if losses else None,
         loss_high=losses[0].high if losses else None,
         gradient_evaluations=_evaluations(trajectory, workspace) if trajectory.periods else None,
+        **_estimates(trajectory),
     )
 
 
@@ -121,6 +134,12 @@ def measures(summary: SubjectSummary, *, target: str, version: int, run_id: str)
         for metric, value in values.items()
         if value is not None
     ]
+
+
+def separation_warning(summary: SubjectSummary, target: str) -> str | None:
+    """Return the warning of a target that does not separate the pool; None where it does, or unchecked."""
+    warning = None if summary.separation_p is None else chance_warning(summary.separation_p)
+    return None if warning is None else f"target {target!r}: {warning}"
 
 
 def pool_sources(pool: ArtifactRef) -> dict[str, int]:
@@ -157,17 +176,37 @@ def _evaluations(trajectory: Trajectory, workspace: Workspace) -> int:
     return sum(cost.computed + cost.reused for cost in costs)
 
 
-def _influence(
+def _estimates(trajectory: Trajectory) -> dict[str, float | None]:
+    """Return what the audit of the last selection and the check of the first say, as fields of a summary."""
+    if not trajectory.periods:
+        return {}
+    certificate = read_certificate(trajectory.periods[-1].draws)
+    separation = read_separation(trajectory.periods[0].draws)
+    fields: dict[str, float | None] = {"separation_p": None if separation is None else separation.p}
+    if certificate is None:
+        return fields
+    return fields | {
+        "estimated_captured": certificate.captured,
+        "captured_low": certificate.captured_low,
+        "captured_high": certificate.captured_high,
+        "estimated_recall": certificate.recall,
+        "recall_low": certificate.recall_low,
+        "recall_high": certificate.recall_high,
+    }
+
+
+def _judgement(
     trajectory: Trajectory, oracle_spaces: Sequence[DrawSpec], workspace: Workspace
-) -> tuple[FloatArray, np.ndarray] | None:
-    """Return the influence of all candidates and the selected rows, where all gradients are known."""
+) -> Judgement | None:
+    """Return what the last selection holds of the true one, where all candidates have known gradients."""
     if not trajectory.periods:
         return None
     last = trajectory.periods[-1]
     measured = oracle_spaces[0] if oracle_spaces else last.spec
     if not measured.spaces:
         return None
-    target = read_target_gradients(measured.target, measured.spaces, workspace)
+    aggregate = measured.settings.aggregate
+    target = read_target_gradients(measured.target, measured.spaces, workspace, aggregate=aggregate)
     ids = candidate_ids(measured.candidates)
     book = open_book(measured.spaces, measured.weights, target, sample_ids=ids, workspace=workspace)
     unusable = {row for rows in book.unusable for row in rows}
@@ -181,4 +220,4 @@ def _influence(
         return (
             None  # a random selection may hold a sample without a gradient: there is nothing to compare it by
         )
-    return aggregate_scores(scores, measured.settings.aggregate), np.array(chosen)
+    return judge(scores, np.array(chosen), aggregate=aggregate)

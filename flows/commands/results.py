@@ -46,6 +46,12 @@ def print_subjects(subjects: "Sequence[SubjectSummary]") -> None:
         for subject in subjects
     ]
     print_table(headers, rows)
+    for subject in subjects:
+        if subject.estimated_recall is not None:
+            captured = interval(subject.estimated_captured, subject.captured_low, subject.captured_high)
+            recall = interval(subject.estimated_recall, subject.recall_low, subject.recall_high)
+            seen = f"captured influence {captured}, recall {recall}" if captured else f"recall {recall}"
+            say(f"\nestimated from the audit of {subject.subject} [95 %]: {seen}")
 
 
 def print_next_steps(result: "RunResult") -> None:
@@ -55,6 +61,8 @@ def print_next_steps(result: "RunResult") -> None:
     named = f"selection version{'s' if len(versions) > 1 else ''} {', '.join(map(str, versions))}"
     say(f"\n{named}, pool version {result.pool_version}, {result.seconds:.1f} s")
     say(f"this call computed {computed}, {counted(result.work.trainings, 'training')}")
+    for warning in result.warnings:
+        say(f"\nwarning: {warning}")
     say(f"\nthe selection   clusterucb show {versions[0]}")
     say(f"to a file       clusterucb export {versions[0]} selection.jsonl")
     say(f"in MLflow       {_mlflow_place()}")

@@ -47,6 +47,8 @@ def print_list(summaries: "list[SelectionSummary]") -> None:
 
 def print_summary(summary: "SelectionSummary") -> None:
     """Print what is known of a selection version as a whole."""
+    from clusterucb_core.separation import chance_warning
+
     recall = interval(summary.estimated_recall, summary.recall_low, summary.recall_high)
     captured = interval(summary.estimated_captured, summary.captured_low, summary.captured_high)
     facts = {
@@ -63,7 +65,8 @@ def print_summary(summary: "SelectionSummary") -> None:
         "reused, computed before": count(summary.gradient_evaluations_reused),
         "of the target": count(summary.target_gradient_evaluations),
         "estimated recall": recall or "not audited",
-        "estimated captured influence": captured or "not audited",
+        "estimated captured influence": captured or ("not audited" if recall is None else None),
+        "separation, p": "not checked" if summary.separation_p is None else f"{summary.separation_p:.2g}",
         "run": summary.run_id,
         "code version": summary.code_version,
         "MLflow run": summary.mlflow_run_id,
@@ -72,6 +75,9 @@ def print_summary(summary: "SelectionSummary") -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         say(f"{name:<{width}}  {'-' if value is None else value}")
+    warning = None if summary.separation_p is None else chance_warning(summary.separation_p)
+    if warning is not None:
+        say(f"\nwarning: target {summary.target!r}: {warning}")
 
 
 def print_cost(summary: "SelectionSummary") -> None:

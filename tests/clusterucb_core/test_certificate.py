@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
-from clusterucb_core.certificate import certify
-from clusterucb_core.influence import captured_influence, recall_at_k, top_k
+from clusterucb_core.certificate import certify, certify_turns
+from clusterucb_core.influence import (
+    captured_influence,
+    recall_at_k,
+    recall_by_turns,
+    round_robin_top_k,
+    top_k,
+)
 
 N, K = 1500, 75
 
@@ -36,6 +42,39 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(noise, drawn):
     assert np.mean(recall) >= 0.93
     assert np.mean(captured) >= 0.93
     assert abs(np.mean([low.recall - truth[0] for low, truth in found])) < 0.05
+
+
+def turns_replay(seed, *, noise, drawn, shared):
+    """Draw the best by a noisy guess of nine columns that share some part of their scores."""
+    rng = np.random.default_rng(seed)
+    scores = shared * rng.standard_t(df=4, size=(N, 1)) + (1 - shared) * rng.standard_t(df=4, size=(N, 9))
+    known = np.argsort(-(scores + noise * rng.normal(size=scores.shape)).max(axis=1))[:drawn]
+    left = np.setdiff1d(np.arange(N), known)
+    seen = np.concatenate([known, rng.choice(left, size=60, replace=False)])
+    picked = round_robin_top_k(scores[seen], K)
+    turns = np.full(len(seen), K)
+    turns[picked] = np.arange(K)
+    found = certify_turns(turns, known=drawn, n_left=len(left), k=K, rng=rng)
+    return found, recall_by_turns(scores, seen[picked], K)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("noise", "drawn", "shared"), [(0.5, 150, 0.5), (1.5, 150, 0.5), (1.5, 300, 0.1), (50.0, 150, 0.9)]
+)
+def test_the_interval_of_a_round_robin_covers_the_truth_as_often_as_it_says(noise, drawn, shared):
+    found = [turns_replay(seed, noise=noise, drawn=drawn, shared=shared) for seed in range(300)]
+    assert np.mean([item.recall_low <= truth <= item.recall_high for item, truth in found]) >= 0.93
+    assert abs(np.mean([item.recall - truth for item, truth in found])) < 0.05
+
+
+def test_a_round_robin_is_certified_as_the_order_of_its_turns_without_captured_influence():
+    turns = np.array([0, 2, 1, 9, 3])
+    by_turns = certify_turns(turns, known=3, n_left=9, k=3, rng=np.random.default_rng(0))
+    order = -np.minimum(turns, 3).astype(float)
+    by_order = certify(order[:3], order[3:], 9, k=3, rng=np.random.default_rng(0))
+    assert (by_turns.recall, by_turns.recall_low) == (by_order.recall, by_order.recall_low)
+    assert by_turns.captured is None
 
 
 def test_what_was_all_seen_is_certain():

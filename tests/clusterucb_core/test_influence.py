@@ -5,12 +5,19 @@ import pytest
 
 from clusterucb_core import influence
 from clusterucb_core.influence import (
+    NO_COLUMN,
     aggregate_scores,
+    captured_by_turns,
     captured_influence,
     influence_scores,
+    judge,
     recall_at_k,
+    recall_by_turns,
+    round_robin_top_k,
+    select_top,
     subtask_scores,
     top_k,
+    turns_of_columns,
 )
 
 
@@ -101,7 +108,9 @@ def test_features_that_do_not_fit_or_are_not_finite_are_refused():
 
 
 def test_an_unknown_aggregate_lists_the_known_ones():
-    with pytest.raises(ValueError, match="aggregate='median' is unknown; known: max, mean"):
+    with pytest.raises(
+        ValueError, match="aggregate='median' is unknown; known: max, mean, round_robin, round_"
+    ):
         aggregate_scores(np.zeros((2, 2)), "median")  # type: ignore[arg-type]
 
 
@@ -158,3 +167,86 @@ def test_recall_takes_any_of_the_samples_that_tie_for_the_last_place():
 def test_a_selection_that_is_not_k_samples_of_the_pool_is_refused(measure, selected: list[int], message: str):
     with pytest.raises(ValueError, match=message):
         measure(np.arange(5.0), np.array(selected), 3)
+
+
+# Best first, the columns rank the five samples 0 2 3 1 4 and 0 3 2 4 1.
+BY_HAND = np.array([[9.0, 5.0], [1.0, 0.0], [8.0, 2.0], [2.0, 3.0], [0.0, 1.0]])
+
+
+def slow_round_robin(scores: np.ndarray, k: int) -> list[int]:
+    picked: list[int] = []
+    for turn in range(k):
+        column = scores[:, turn % scores.shape[1]]
+        picked.append(min(set(range(len(scores))) - set(picked), key=lambda row: (-column[row], row)))
+    return picked
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"), [(0, []), (1, [0]), (2, [0, 3]), (3, [0, 3, 2]), (5, [0, 3, 2, 4, 1])]
+)
+def test_columns_take_turns_by_hand(k: int, expected: list[int]):
+    assert round_robin_top_k(BY_HAND, k).tolist() == expected
+
+
+def test_turns_agree_with_a_slow_round_robin_ties_included():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n, c = int(rng.integers(1, 30)), int(rng.integers(1, 9))
+        scores = rng.integers(0, 4, size=(n, c)).astype(float)
+        k = int(rng.integers(0, n + 1))
+        assert round_robin_top_k(scores, k).tolist() == slow_round_robin(scores, k)
+
+
+def test_where_k_is_not_divisible_the_first_columns_have_one_turn_more():
+    assert turns_of_columns(8, 3).tolist() == [3, 3, 2]
+    assert turns_of_columns(2, 3).tolist() == [1, 1, 0]
+    columns = select_top(np.random.default_rng(0).normal(size=(40, 3)), 8, aggregate="round_robin").columns
+    assert np.bincount(columns).tolist() == [3, 3, 2]
+
+
+def test_a_choice_says_which_column_each_influence_is_the_score_in():
+    by_turns = select_top(BY_HAND, 3, aggregate="round_robin")
+    assert by_turns.rows.tolist() == [0, 3, 2]
+    assert by_turns.influence.tolist() == [9.0, 3.0, 8.0]
+    assert by_turns.columns.tolist() == [0, 1, 0]
+    largest = select_top(BY_HAND, 3, aggregate="max")
+    assert (largest.rows.tolist(), largest.influence.tolist()) == ([0, 2, 3], [9.0, 8.0, 3.0])
+    assert largest.columns.tolist() == [0, 0, 1]
+    mean = select_top(BY_HAND, 2, aggregate="mean")
+    assert (mean.rows.tolist(), mean.influence.tolist()) == ([0, 2], [7.0, 5.0])
+    assert mean.columns.tolist() == [NO_COLUMN, NO_COLUMN]
+
+
+def test_an_aggregate_that_takes_turns_gives_a_sample_no_one_score():
+    with pytest.raises(ValueError, match=r"aggregate='round_robin' selects by turns.*use select_top"):
+        aggregate_scores(BY_HAND, "round_robin")
+
+
+def test_captured_influence_by_turns_by_hand():
+    # Of 3 turns column 0 has two: 9 + 8 are reachable, mean 4; column 1 has one: 5, mean 2.2.
+    assert captured_by_turns(BY_HAND, np.array([0, 3, 2]), 3) == 1.0
+    first, second = (9 + 2 - 8) / (17 - 8), (5 - 2.2) / (5 - 2.2)
+    assert captured_by_turns(BY_HAND, np.array([0, 3, 4]), 3) == pytest.approx((first + second) / 2)
+    # with one sample only column 0 has a turn
+    assert captured_by_turns(BY_HAND, np.array([2]), 1) == pytest.approx((8 - 4) / (9 - 4))
+    assert captured_by_turns(np.ones((4, 2)), np.array([0, 2]), 2) == 1.0
+
+
+def test_the_true_round_robin_captures_and_recalls_all_whatever_the_scores():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        scores = rng.normal(size=(60, int(rng.integers(1, 9)))) + rng.normal(size=(60, 1))
+        k = int(rng.integers(1, 60))
+        found = judge(scores, round_robin_top_k(scores, k), aggregate="round_robin")
+        assert (found.captured_influence, found.recall) == (pytest.approx(1.0), 1.0)
+
+
+def test_recall_by_turns_is_the_share_of_the_true_round_robin():
+    assert recall_by_turns(BY_HAND, np.array([0, 3, 1]), 3) == pytest.approx(2 / 3)
+
+
+def test_a_judgement_under_the_maximum_is_that_of_the_influence():
+    scores, selected = np.random.default_rng(2).normal(size=(50, 4)), np.arange(10)
+    found = judge(scores, selected, aggregate="max")
+    assert found.recall == recall_at_k(scores.max(axis=1), selected, 10)
+    assert found.captured_influence == captured_influence(scores.max(axis=1), selected, 10)

@@ -173,6 +173,7 @@ def _draft(run_id, ids):
         policy="ucb_beta",
         budget_samples=6,
         unspent_samples=2,
+        separation_p=0.4 if run_id == "second" else None,
         gradient_evaluations=18,
         gradient_evaluations_reused=2,
         target_gradient_evaluations=4,

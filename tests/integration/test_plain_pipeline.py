@@ -2,14 +2,23 @@
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from clusterucb_core.demo import write_demo
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
+from clusterucb_core.influence import round_robin_top_k
+from clusterucb_core.separation import shuffles_per_row
 from clusterucb_core.stages.accounting import selection_cost
-from clusterucb_core.stages.drawn import read_pulls, read_selected
+from clusterucb_core.stages.drawn import (
+    read_certificate,
+    read_pulls,
+    read_scores,
+    read_selected,
+    read_separation,
+)
 from clusterucb_core.stages.features import read_features
-from clusterucb_core.stages.intake import candidate_exclusions, candidate_ids
+from clusterucb_core.stages.intake import candidate_exclusions, candidate_ids, read_target
 from clusterucb_core.store import open_catalog, pool_sample_ids
 
 RECIPE = TinyModelRecipe(vocabulary=300, hidden=16, layers=1, heads=2, steps=2, batch_samples=4)
@@ -98,6 +107,57 @@ def test_an_early_stop_leaves_budget_unspent_and_is_audited_all_the_same(plain, 
     assert 0 < unspent == 270 - len(kinds)
     assert gradients == len(candidate_ids(run.inputs.candidates)) + len(kinds)
     assert 0 < recall <= 1
+
+
+def test_the_scores_of_all_that_was_drawn_are_kept_under_the_names_of_the_subtasks(finished):
+    draws = finished.chosen.periods[0].draws
+    pulls, scores, selected = read_pulls(draws), read_scores(draws), read_selected(draws)
+    target = read_target(finished.inputs.target)
+    names = sorted({row.subtask for row in target.validation})
+    assert scores.columns == ["sample_id", *names]
+    assert scores["sample_id"].to_list() == pulls["sample_id"].to_list()
+    largest = scores.select(names).to_numpy().max(axis=1)
+    assert pulls["reward"].to_numpy().tolist() == largest.tolist()
+    first = scores.row(by_predicate=pl.col("sample_id") == selected["sample_id"][0], named=True)
+    assert first[selected["subtask"][0]] == selected["influence"][0]
+
+
+def test_the_target_is_checked_once_against_its_shuffled_rows_whose_gradients_are_counted(finished):
+    period = finished.chosen.periods[0]
+    rows = len(read_target(finished.inputs.target).validation)
+    found = read_separation(period.draws)
+    assert found.rows == rows
+    assert found.shuffles == shuffles_per_row(rows)
+    cost = selection_cost(period.spec, period.draws, finished.plan.workspace, finished.plan.run_id)
+    assert cost.target_computed == rows * len(period.spec.spaces) + rows * found.shuffles
+    with open_catalog(finished.plan.workspace.catalog, read_only=True) as con:
+        assert con.execute("SELECT separation_p FROM selections").fetchall() == [(found.p,)]
+    assert finished.summaries[0].separation_p == found.p
+
+
+def test_subtasks_take_turns_in_a_selection_that_is_certified_for_recall(plain, config, tmp_path):
+    changes = (*SMALL, "selection.audit_fraction=0.1", "selection.aggregate=round_robin")
+    run = plain.run_plain(config, tmp_path, *changes)
+    draws = run.chosen.periods[0].draws
+    scores, selected = read_scores(draws), read_selected(draws)
+    names = scores.columns[1:]
+    picked = round_robin_top_k(scores.select(names).to_numpy(), 15)
+    assert selected["sample_id"].to_list() == scores["sample_id"].gather(picked).to_list()
+    assert selected["subtask"].to_list() == [names[turn % len(names)] for turn in range(15)]
+    certificate = read_certificate(draws)
+    assert 0.0 <= certificate.recall_low <= certificate.recall <= certificate.recall_high <= 1.0
+    assert certificate.captured is None
+    assert run.summaries[0].estimated_recall == certificate.recall
+
+
+def test_validation_rows_take_turns_and_full_gradients_hold_their_whole_round_robin(plain, config, tmp_path):
+    changes = ("pool.max_samples=300", "mode=dynamic", "warmup.steps=3", "finetune.epochs=1")
+    run = plain.run_plain(config, tmp_path, *changes, "selection.aggregate=round_robin_validation")
+    rows = len(read_target(run.inputs.target).validation)
+    scores = read_scores(run.chosen.periods[0].draws)
+    assert scores.columns[1:] == [f"row {number}" for number in range(1, rows + 1)]
+    assert scores.height == len(candidate_ids(run.inputs.candidates))
+    assert (run.summaries[0].captured_influence, run.summaries[0].recall) == (pytest.approx(1.0), 1.0)
 
 
 def test_dynamic_mode_selects_again_before_each_epoch(plain, config, tmp_path):

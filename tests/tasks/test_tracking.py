@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -19,7 +20,7 @@ from clusterucb_core.demo import write_demo
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
 from clusterucb_core.errors import TrackingUnavailable
 from clusterucb_core.planning import plan_run
-from clusterucb_core.stages.drawn import read_pulls, read_selected
+from clusterucb_core.stages.drawn import read_pulls, read_scores, read_selected
 from clusterucb_core.stages.summary import SubjectSummary, TargetOutcome
 from clusterucb_core.stages.training import loss_history
 from clusterucb_core.tracks import run_files, run_metrics, run_parameters, run_tags
@@ -32,7 +33,8 @@ RECIPE = TinyModelRecipe(
 SMALL = ("pool.max_samples=60", "warmup.epochs=1", "finetune.epochs=1")
 SUBJECT = SubjectSummary(
     subject="random:0", n_selected=3, sources={"sums": 3}, captured_influence=0.25, recall=None, loss=1.5,
-    loss_low=1.0, loss_high=2.0, gradient_evaluations=15,
+    loss_low=1.0, loss_high=2.0, gradient_evaluations=15, estimated_recall=0.5, recall_low=0.25,
+    recall_high=0.75, separation_p=0.001,
 )  # fmt: skip
 # Prefect leaves the client open that it makes for an artifact.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -159,11 +161,17 @@ def test_a_finished_run_holds_parameters_curves_and_files_and_takes_nothing_twic
     assert sorted(history(client, run.info.run_id, "train/loss")) == sorted(losses)
     assert run.data.metrics["random_0/loss"] == 1.5
     assert "random_0/recall" not in run.data.metrics
+    estimates = {key: run.data.metrics[f"random_0/{key}"] for key in ("estimated_recall", "separation_p")}
+    assert estimates == {"estimated_recall": 0.5, "separation_p": 0.001}
+    assert "random_0/estimated_captured" not in run.data.metrics
 
     folder = Path(client.download_artifacts(run.info.run_id, ""))
     assert yaml.safe_load((folder / "config.yaml").read_text("utf-8")) == plan.config.model_dump(mode="json")
     selected = (folder / "selection-period-1.csv").read_text("utf-8")
     assert selected == read_selected(chosen.periods[0].draws).write_csv()
+    scores = pl.read_csv(folder / "scores-period-1.csv")
+    assert scores.columns == read_scores(chosen.periods[0].draws).columns
+    assert len(scores) == 15
 
 
 def test_what_belongs_to_several_targets_bears_their_names(plan_of, chosen):
@@ -171,7 +179,8 @@ def test_what_belongs_to_several_targets_bears_their_names(plan_of, chosen):
     alone = {(item.key, item.step, item.value) for item in run_metrics(outcomes[:1])}
     together = {(item.key, item.step, item.value) for item in run_metrics(outcomes)}
     assert together == {(f"{name}/{key}", *rest) for name in ("sums", "dates") for key, *rest in alone}
-    names = ["config.yaml", "selection-sums-period-1.csv", "selection-dates-period-1.csv"]
+    parts = [f"{kind}-{name}-period-1.csv" for name in ("sums", "dates") for kind in ("selection", "scores")]
+    names = ["config.yaml", *parts]
     assert list(run_files(plan_of().config, outcomes)) == names
     assert run_tags(outcomes) == {
         "clusterucb.selection_version": "1",

@@ -45,6 +45,12 @@ def result(**changes):
         loss_low=1.0,
         loss_high=2.0,
         gradient_evaluations=12,
+        estimated_captured=0.9,
+        captured_low=0.8,
+        captured_high=0.95,
+        estimated_recall=0.7,
+        recall_low=0.6,
+        recall_high=0.85,
     )
     target = SimpleNamespace(target="sums", selection_version=4, subjects=(subject,))
     fields = {
@@ -54,6 +60,7 @@ def result(**changes):
         "subjects": (subject,),
         "work": SimpleNamespace(gradient_evaluations=0, trainings=0),
         "seconds": 1.25,
+        "warnings": ("target 'sums': it does not rank the pool",),
         "model_dump": lambda mode: {"selection_version": 4},
     }
     return SimpleNamespace(**{**fields, **changes})
@@ -84,6 +91,7 @@ def test_a_missing_file_is_bad_usage(call, tmp_path, command):
         ("selection={policy: linucb, context: proxy}", "not available"),
         ("selection.audit_fraction=0.9", "certificate"),
         ("selection.top_fraction=0.5", "raise the budget"),
+        ("selection={aggregate: round_robin, early_stop: 0.1}", "set early_stop to 0"),
     ],
 )
 @pytest.mark.parametrize("command", ["run", "check"])
@@ -118,6 +126,9 @@ def test_a_run_tells_its_result_and_where_to_look(call, pipeline, config_file):
     assert outcome.code == 0
     assert "1.5000 [1.0000, 2.0000]" in outcome.out
     assert "this call computed 0 gradient evaluations, 0 trainings" in outcome.out
+    estimates = "captured influence 0.9000 [0.8000, 0.9500], recall 0.7000 [0.6000, 0.8500]"
+    assert f"estimated from the audit of selection [95 %]: {estimates}" in outcome.out
+    assert "warning: target 'sums': it does not rank the pool" in outcome.out
     assert "clusterucb show 4" in outcome.out
     assert "mlflow ui --backend-store-uri sqlite:///" in outcome.out
 

@@ -73,6 +73,14 @@ def test_show_tells_what_an_early_stop_left_of_the_budget(call, catalog):
     assert (facts["budget"].strip(), facts["unspent"].strip()) == ("6", "2")
 
 
+def test_show_warns_of_a_target_that_does_not_separate_the_pool(call, catalog):
+    checked, unchecked = call("show", "2").out, call("show", "1").out
+    assert "warning: target 'sums': it does not rank the pool better than its own words" in checked
+    assert "p = 0.4" in checked
+    assert "warning" not in unchecked
+    assert "not checked" in unchecked
+
+
 def test_hostile_text_is_shown_as_text(call, catalog):
     out = call("show", "1").out
     assert "[bold red]not markup[/bold red] :smile: [2Jcleared gnp" in out

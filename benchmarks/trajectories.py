@@ -6,7 +6,8 @@ Sequences of at most 160 tokens, prompts cut from the left to 120; LoRA r 4, alp
 o; AdamW at a constant learning rate of 1e-3, batch 16; unprojected Adam features; 30 validation samples of
 GSM8K, 27 x 3 of BBH.
 
-Files written: one `.npz` a target and seed in the folder given, found again by a later call.
+Files written: two `.npz` a target and seed in the folder given, found again by a later call: the trajectory,
+and the hidden states of pool and target at the warmup checkpoint.
 """
 
 import argparse
@@ -65,14 +66,25 @@ class Trajectory:
         )
 
 
+@dataclass(frozen=True)
+class States:
+    """Mean hidden states over supervised positions at the warmup checkpoint, after every layer.
+
+    `pool` float16 [n, layers + 1, h] and `target` [v, layers + 1, h] begin with the token embeddings;
+    `subtask` [v]; `block_share` is one layer's share of all parameters.
+    """
+
+    pool: NDArray[np.float16]
+    target: NDArray[np.float16]
+    subtask: NDArray[np.int64]
+    block_share: float
+
+
 def open_trajectory(target: str, *, seed: int, samples: int, periods: int, folder: Path) -> Trajectory:
     """Return a trajectory, computed now unless the folder holds it."""
     path = folder / f"{target}-{seed}-{samples}-{periods}.npz"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.tmp.npz")
-        np.savez(draft, **_computed(target, seed=seed, samples=samples, periods=periods, folder=folder))
-        draft.replace(path)
+        _save(path, _computed(target, seed=seed, samples=samples, periods=periods, folder=folder))
     with np.load(path, allow_pickle=False) as content:
         return Trajectory(
             scores=[content[f"scores_{period}"] for period in range(periods)],
@@ -82,13 +94,51 @@ def open_trajectory(target: str, *, seed: int, samples: int, periods: int, folde
         )
 
 
-def _computed(
-    target: str, *, seed: int, samples: int, periods: int, folder: Path
-) -> dict[str, NDArray[np.generic]]:
+def open_states(target: str, *, seed: int, samples: int, folder: Path) -> States:
+    """Return the hidden states at a warmup checkpoint, computed now unless the folder has them."""
+    path = folder / f"{target}-{seed}-{samples}-states.npz"
+    if not path.is_file():
+        start = _warmed_up(target, seed=seed, samples=samples, folder=folder)
+        blocks = start.model.get_base_model().model.layers
+        inside = sum(parameter.numel() for parameter in blocks.parameters())
+        total = sum(parameter.numel() for parameter in start.model.parameters())
+        _save(
+            path,
+            {
+                "pool": _mean_states(start.model, start.pool),
+                "target": _mean_states(start.model, start.validation),
+                "subtask": start.subtask,
+                "block_share": np.array(inside / len(blocks) / total),
+            },
+        )
+    with np.load(path, allow_pickle=False) as content:
+        return States(content["pool"], content["target"], content["subtask"], float(content["block_share"]))
+
+
+def _save(path: Path, content: dict[str, NDArray[np.generic]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.tmp.npz")
+    np.savez(draft, **content)
+    draft.replace(path)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A trajectory at the end of its warmup; `subtask` [v] of the validation rows."""
+
+    model: PeftModel
+    optimizer: torch.optim.Optimizer
+    rng: np.random.Generator
+    pool: list[TokenizedSample]
+    validation: list[TokenizedSample]
+    subtask: NDArray[np.int64]
+
+
+def _warmed_up(target: str, *, seed: int, samples: int, folder: Path) -> _Start:
     settings = tiny_llama_settings(rank=4)
     pool = _tokens(settings, pool_samples(samples, folder))
     goal = load_target(target_settings(target), Path())
-    names, subtask = subtask_index(goal)
+    _, subtask = subtask_index(goal)
     rows = np.arange(len(subtask))[: VALIDATION_ROWS[target]]
     validation = _tokens(settings, [validation_samples(goal)[row] for row in rows])
     model = new_adapter(settings, "cpu", seed)
@@ -98,16 +148,25 @@ def _computed(
     rng = child_rng(seed, "trajectory", target)
     first = rng.permutation(len(pool))[: WARMUP_STEPS * BATCH]
     train_epoch(model, optimizer, [pool[row] for row in first])
+    return _Start(model, optimizer, rng, pool, validation, np.asarray(subtask)[rows])
+
+
+def _computed(
+    target: str, *, seed: int, samples: int, periods: int, folder: Path
+) -> dict[str, NDArray[np.generic]]:
+    start = _warmed_up(target, seed=seed, samples=samples, folder=folder)
+    model, optimizer, rng, pool = start.model, start.optimizer, start.rng, start.pool
+    subtask, n_subtasks = start.subtask, int(start.subtask.max()) + 1
     result: dict[str, NDArray[np.generic]] = {"tokens": np.array([sample.input_ids.size for sample in pool])}
     for period in range(periods):
         began = time.monotonic()
-        gradients = gradient_features(model, validation, max_batch_tokens=BATCH_TOKENS)
+        gradients = gradient_features(model, start.validation, max_batch_tokens=BATCH_TOKENS)
         gradients /= np.linalg.norm(gradients, axis=1, keepdims=True)
-        scores, features = _scores(model, pool, adam_moments(model, optimizer), (gradients, subtask[rows]))
+        scores, features = _scores(model, pool, adam_moments(model, optimizer), (gradients, subtask))
         result[f"scores_{period}"] = scores
-        means = np.zeros((len(names), gradients.shape[1]), dtype=np.float32)
-        np.add.at(means, subtask[rows], gradients)
-        result[f"target_{period}"] = means / np.bincount(subtask[rows])[:, None]
+        means = np.zeros((n_subtasks, gradients.shape[1]), dtype=np.float32)
+        np.add.at(means, subtask, gradients)
+        result[f"target_{period}"] = means / np.bincount(subtask)[:, None]
         if period == 0:
             result["features"] = features
         best = top_k(aggregate_scores(scores, "max"), len(pool) // 20)
@@ -165,13 +224,7 @@ def train_epoch(
     """Train on samples in the order given, batch by batch."""
     model.train()
     for start in range(0, len(samples), BATCH):
-        batch = samples[start : start + BATCH]
-        width = max(sample.input_ids.size for sample in batch)
-        ids = torch.zeros((len(batch), width), dtype=torch.long)
-        labels = torch.full((len(batch), width), -100, dtype=torch.long)
-        for row, sample in enumerate(batch):
-            ids[row, : sample.input_ids.size] = torch.from_numpy(sample.input_ids.astype(np.int64))
-            labels[row, : sample.labels.size] = torch.from_numpy(sample.labels.astype(np.int64))
+        ids, labels = _padded(samples[start : start + BATCH])
         optimizer.zero_grad()
         model(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()
@@ -204,6 +257,33 @@ def _scores(
     return scores, features
 
 
+def _mean_states(model: PeftModel, samples: Sequence[TokenizedSample]) -> NDArray[np.float16]:
+    lengths = np.array([sample.input_ids.size for sample in samples])
+    layers, hidden = model.config.num_hidden_layers, model.config.hidden_size
+    states = np.zeros((len(samples), layers + 1, hidden), dtype=np.float16)
+    model.eval()
+    for batch in plan_batches(lengths, max_batch_tokens=BATCH_TOKENS):
+        ids, labels = _padded([samples[row] for row in batch])
+        with torch.no_grad():
+            found = model(input_ids=ids, output_hidden_states=True).hidden_states
+        # a state predicts the token after it
+        weights = (labels[:, 1:] != -100).float()
+        weights /= weights.sum(dim=1, keepdim=True)
+        means = [torch.einsum("bt,bth->bh", weights, layer[:, :-1]) for layer in found]
+        states[batch] = torch.stack(means, dim=1).numpy()
+    return states
+
+
+def _padded(batch: Sequence[TokenizedSample]) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(sample.input_ids.size for sample in batch)
+    ids = torch.zeros((len(batch), width), dtype=torch.long)
+    labels = torch.full((len(batch), width), -100, dtype=torch.long)
+    for row, sample in enumerate(batch):
+        ids[row, : sample.input_ids.size] = torch.from_numpy(sample.input_ids.astype(np.int64))
+        labels[row, : sample.labels.size] = torch.from_numpy(sample.labels.astype(np.int64))
+    return ids, labels
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Compute the trajectories that selection.py replays.")
     parser.add_argument("--folder", type=Path, required=True)
@@ -216,3 +296,4 @@ if __name__ == "__main__":
             open_trajectory(
                 name, seed=number, samples=chosen.samples, periods=chosen.periods, folder=chosen.folder
             )
+            open_states(name, seed=number, samples=chosen.samples, folder=chosen.folder)

@@ -46,7 +46,7 @@ class ClusterSettings(Frozen):
     features: Literal["gradient", "hidden_state"] = Field(
         default="gradient",
         title="Features",
-        description="Gradient features of the first checkpoint, or mean hidden states (no gradient pass)",
+        description="Gradients at the first checkpoint, or mean hidden states there (no gradient pass)",
     )
     k: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",

@@ -182,12 +182,20 @@ def _absolute_paths(tree: dict[str, Any], folder: Path, variables: Mapping[str, 
         _absolute(target, "validation", folder, variables)
         _absolute(target, "test", folder, variables)
     model = tree.get("model")
-    if isinstance(model, dict) and isinstance(model.get("base"), str):
-        base = _expanded(model["base"], variables, place="model.base")
-        # a base may be a hub id: only an existing folder is a path
-        model["base"] = str((folder / base).absolute()) if (folder / base).is_dir() else base
+    for section, key in (("model", "base"), ("selection", "proxy_model")):
+        _absolute_model(tree, section, key, folder=folder, variables=variables)
     if isinstance(model, dict) and _names_file(template := model.get("chat_template"), folder):
         model["chat_template"] = str((folder / template).absolute())
+
+
+def _absolute_model(
+    tree: dict[str, Any], section: str, key: str, *, folder: Path, variables: Mapping[str, str]
+) -> None:
+    settings = tree.get(section)
+    if isinstance(settings, dict) and isinstance(settings.get(key), str):
+        base = _expanded(settings[key], variables, place=f"{section}.{key}")
+        # a base may be a hub id: only an existing folder is a path
+        settings[key] = str((folder / base).absolute()) if (folder / base).is_dir() else base
 
 
 def _names_file(text: object, folder: Path) -> TypeGuard[str]:

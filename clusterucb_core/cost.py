@@ -1,7 +1,8 @@
 """What a selection took: gradient evaluations and floating-point operations, by stage.
 
-With P parameters and T tokens a forward pass takes 2 P T operations. The backward pass of a LoRA model takes
-another 2 P T: gradients flow through all weights, but those of the frozen ones are never formed.
+With P parameters and T tokens a forward pass takes 2 P T operations; alone, it counts as no gradient. The
+backward pass of a LoRA model takes another 2 P T: gradients flow through all weights, but those of the frozen
+ones are never formed.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class CostLedger:
-    """Costs in the order they arose, each with its stage ("clustering", "selection", ...)."""
+    """Costs in the order they arose, each with its stage ("clustering", "context", "selection", ...)."""
 
     entries: tuple[tuple[str, StageCost], ...] = ()
 
@@ -60,6 +61,19 @@ def gradient_cost(*, n_samples: int, n_checkpoints: int, n_parameters: int, n_to
     if n_samples < 0 or n_checkpoints < 0:
         raise ValueError(f"n_samples={n_samples} and n_checkpoints={n_checkpoints} must not be negative")
     return StageCost(n_samples * n_checkpoints, n_checkpoints * gradient_flops(n_parameters, n_tokens))
+
+
+def forward_cost(*, n_parameters: int, n_tokens: int) -> StageCost:
+    """Return the cost of a forward pass alone: 2 P T operations and no gradient.
+
+    Args:
+        n_parameters: parameters of the model that is run, which may be a smaller one.
+        n_tokens: tokens of the samples, as that model's tokenizer counts them.
+
+    Raises:
+        ValueError: a negative count.
+    """
+    return StageCost(0, forward_flops(n_parameters, n_tokens))
 
 
 def full_selection_cost(*, n_samples: int, n_checkpoints: int, n_parameters: int, n_tokens: int) -> StageCost:

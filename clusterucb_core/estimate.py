@@ -15,15 +15,18 @@ from clusterucb_core.bandit.pulls import cold_start_counts
 from clusterucb_core.clustering import cluster_count
 from clusterucb_core.config import RunConfig
 from clusterucb_core.errors import BudgetError, InvalidConfig, InvalidTarget
+from clusterucb_core.features.forward import OUTER_WIDTH, PARTS
 from clusterucb_core.features.projections import resolve_projection
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.chat import Tokenized, tokenize_batch
+from clusterucb_core.lm.loading import load_config
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.pool.ingest import IngestCounts, ingest_counts
 from clusterucb_core.records import Exclusion, Target, TargetRow
-from clusterucb_core.selection import cold_start_of, is_bandit, share_of
+from clusterucb_core.selection import cold_start_of, is_bandit, needs_gradient_pass, needs_proxy, share_of
 from clusterucb_core.stages.intake import run_ingest
-from clusterucb_core.stages.models import open_chat
+from clusterucb_core.stages.models import ModelRef, open_chat
+from clusterucb_core.stages.sides import context_kind
 from clusterucb_core.targets.catalog import load_target
 from clusterucb_core.workspace import Workspace, finished
 
@@ -36,6 +39,7 @@ class Estimate(Frozen):
     """What a run will take; `n_samples` is the part of the pool that `max_samples` leaves.
 
     Target rows and gradient evaluations are those of all targets together, the other counts are for each.
+    `forward_passes` counts, by stage, the samples that go through a forward pass alone.
     """
 
     pool: IngestCounts
@@ -51,6 +55,7 @@ class Estimate(Frozen):
     n_checkpoints: int
     feature_dim: int
     gradient_evaluations: dict[str, int]
+    forward_passes: dict[str, int]
     full_gradient_evaluations: int
     disk_bytes: dict[str, int]
     memory_bytes: dict[str, int]
@@ -87,14 +92,14 @@ def estimate_run(plan: RunPlan) -> Estimate:
     odd_rows = tuple(warning for target in targets for warning in _row_warnings(plan, target))
     counts = _counts(plan.config, pool.n_samples, [len(target.validation) for target in targets])
     dim = _feature_dim(plan)
-    gradients = _gradient_evaluations(plan.config, counts)
-    disk = _disk_bytes(plan, gradients, dim)
+    disk = _disk_bytes(plan, counts, dim)
     return Estimate(
         pool=pool,
         n_pool=pool.n_samples,
         n_test=sum(len(target.test) for target in targets),
         feature_dim=dim,
-        gradient_evaluations=gradients,
+        gradient_evaluations=_gradient_evaluations(plan.config, counts),
+        forward_passes=_forward_passes(plan, counts),
         full_gradient_evaluations=_full_evaluations(plan.config, counts),
         disk_bytes=disk,
         memory_bytes=_memory_bytes(plan, counts, dim),
@@ -206,18 +211,23 @@ def _gradient_evaluations(config: RunConfig, counts: _Counts) -> dict[str, int]:
     everything, later = _full_evaluations(config, counts), counts.n_checkpoints - 1
     parts: dict[str, int] = {}
     passes = 0
+    whole = needs_gradient_pass(config.selection, config.clusters)
+    # targets may draw the same samples, and in dynamic mode only at the first checkpoint
+    drawn = counts.n_targets * counts.budget_samples
+    at_first = min(drawn, counts.n_samples)
+    after = later * (at_first if config.mode == "static" else drawn)
     if is_bandit(config.selection.policy):
-        drawn = counts.n_targets * counts.budget_samples
-        parts["clustering"] = counts.n_samples
-        # targets may draw the same samples, but only in static mode at the same checkpoints
-        parts["selection"] = later * (min(drawn, counts.n_samples) if config.mode == "static" else drawn)
+        if whole:
+            parts["clustering" if config.clusters.features == "gradient" else "context"] = counts.n_samples
+        parts["selection"] = after if whole else at_first + after
         passes = counts.n_checkpoints
     elif config.selection.policy == "full":
         parts["selection"] = everything
         passes = counts.n_checkpoints
     if "full" in config.evaluate.baselines and config.selection.policy != "full":
         # static: the same checkpoints; dynamic: only the warmup's is the same
-        shared = sum(parts.values()) if config.mode == "static" else parts.get("clustering", 0)
+        first = counts.n_samples if whole else at_first
+        shared = sum(parts.values()) if config.mode == "static" else first
         parts["baseline full"] = everything - shared
         passes = (
             max(passes, counts.n_checkpoints) if config.mode == "static" or not passes else passes + later
@@ -225,10 +235,31 @@ def _gradient_evaluations(config: RunConfig, counts: _Counts) -> dict[str, int]:
     return parts | {"target": counts.n_validation * passes}
 
 
-def _disk_bytes(plan: RunPlan, gradients: dict[str, int], dim: int) -> dict[str, int]:
+def _forward_passes(plan: RunPlan, counts: _Counts) -> dict[str, int]:
+    """Return the samples that go through a forward pass alone, by stage; one pass serves both stages."""
+    settings, parts = plan.config.selection, dict[str, int]()
+    if settings.policy != "random" and plan.config.clusters.features == "hidden_state":
+        parts["clustering"] = counts.n_samples
+    kind = context_kind(settings, plan.config.clusters)
+    if kind is None or kind == "gradient":
+        return parts
+    if kind == "proxy" or not parts:
+        parts["context"] = counts.n_samples
+    passes = 1 if kind == "proxy" else counts.n_checkpoints
+    return parts | {"target": counts.n_validation * passes}
+
+
+def _forward_dim(model: ModelRef) -> int:
+    return OUTER_WIDTH + (len(PARTS) - 1) * int(load_config(model.settings).get_text_config().hidden_size)
+
+
+def _disk_bytes(plan: RunPlan, counts: _Counts, dim: int) -> dict[str, int]:
     adapter_and_moments = 3 * FLOAT_BYTES * plan.model.n_lora_parameters
+    entries = sum(_gradient_evaluations(plan.config, counts).values()) * dim
+    for stage, samples in _forward_passes(plan, counts).items():
+        entries += samples * _forward_dim(plan.model if stage == "clustering" else plan.proxy or plan.model)
     return {
-        "features": sum(gradients.values()) * dim * FEATURE_BYTES,
+        "features": entries * FEATURE_BYTES,
         "checkpoints": _n_saved_checkpoints(plan.config) * adapter_and_moments,
     }
 
@@ -248,7 +279,7 @@ def _memory_bytes(plan: RunPlan, counts: _Counts, dim: int) -> dict[str, int]:
         "model weights": plan.model.n_parameters * weights,
         "adapter, its gradient and moments": 4 * FLOAT_BYTES * plan.model.n_lora_parameters,
     }
-    if is_bandit(plan.config.selection.policy):
+    if is_bandit(plan.config.selection.policy) and plan.config.clusters.features == "gradient":
         # the rows, and as much again while they are clustered
         memory["clustering (main memory)"] = 2 * FLOAT_BYTES * counts.n_samples * dim
     return memory
@@ -273,6 +304,7 @@ def _warnings(plan: RunPlan, counts: _Counts, targets: Sequence[Target], *, disk
             f"the budget of {counts.budget_samples} samples leaves fewer than two draws for each of "
             f"{counts.n_clusters} clusters; raise selection.budget_fraction or lower clusters.k"
         )
+    yield from _side_warnings(config, counts.n_samples)
     for target in targets:
         if not target.test:
             yield f"target {target.name!r} has no test rows: no test loss will be measured; set target.test"
@@ -281,6 +313,27 @@ def _warnings(plan: RunPlan, counts: _Counts, targets: Sequence[Target], *, disk
         yield (
             f"about {disk_bytes / 2**30:.1f} GiB of artifacts do not fit the {free / 2**30:.1f} GiB free at "
             f"{plan.workspace.artifacts}; set execution.storage_root, or lower features.projection_dim"
+        )
+
+
+def _side_warnings(config: RunConfig, n_samples: int) -> Iterator[str]:
+    """Yield where clusters and side information do not fit together, or are not read."""
+    settings, context = config.selection, config.selection.context
+    if settings.policy != "linucb" and context != "gradient":
+        yield f"selection.context={context} is not used: policy {settings.policy} reads no side information"
+    if settings.proxy_model is not None and not needs_proxy(settings):
+        yield "selection.proxy_model is not used: set selection.context=proxy with policy linucb"
+    if settings.policy != "linucb":
+        return
+    if context != "gradient" and config.clusters.features == "gradient":
+        yield (
+            f"selection.context={context} needs no gradient pass, but clusters.features=gradient takes one "
+            f"over all {n_samples} samples; set clusters.features=hidden_state to save it"
+        )
+    if context == "gradient" and config.clusters.features == "hidden_state":
+        yield (
+            "clusters.features=hidden_state needs no gradient pass, but selection.context=gradient takes one "
+            f"over all {n_samples} samples; set selection.context=hidden_state to save it"
         )
 
 

@@ -11,10 +11,9 @@ from clusterucb_core.config import RunConfig, config_digest
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.loading import resolve_device
-from clusterucb_core.selection import check_selection
-from clusterucb_core.stages.clusters import check_clusters
+from clusterucb_core.selection import check_selection, needs_proxy
 from clusterucb_core.stages.intake import IngestSpec, TargetSpec, ingest_spec, target_spec
-from clusterucb_core.stages.models import ModelRef, resolve_model
+from clusterucb_core.stages.models import ModelRef, resolve_model, resolve_proxy
 from clusterucb_core.workspace import Workspace, stage_key
 
 
@@ -34,6 +33,7 @@ class RunPlan(Frozen):
     execution: ExecutionSettings
     workspace: Workspace
     model: ModelRef
+    proxy: ModelRef | None = None
     ingest: IngestSpec
     targets: tuple[TargetSpec, ...]
 
@@ -47,25 +47,26 @@ def plan_run(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> 
         home: the state folder.
 
     Raises:
-        InvalidConfig: settings that this version cannot run.
+        InvalidConfig: settings that cannot be run.
         InvalidPool, InvalidTarget, InvalidModel: an input that cannot be read.
     """
     check_selection(config.selection)
-    check_clusters(config.clusters)
     here = Path.cwd()
     device = resolve_device(execution.device)
     targets = tuple(target_spec(settings, here) for settings in config.all_targets)
     ingest = ingest_spec(config.pool, here)
     model = resolve_model(config.model, device)
-    # sources, target and model are keyed by their content
+    proxy = _proxy(config, device)
+    # sources, target and models are keyed by their content
     unkeyed = {"pool": {"sources"}, "target": True, "targets": True, "model": True, "compare": True}
-    settings = config.model_dump(mode="json", exclude=unkeyed)
+    settings = config.model_dump(mode="json", exclude=unkeyed | {"selection": {"proxy_model"}})
     pool, keys = stage_key(ingest), [stage_key(target) for target in targets]
+    models = [model.digest, *([proxy.digest] if proxy else [])]
     selecting = {name: settings[name] for name in settings if name != "evaluate"}
     return RunPlan(
-        run_id=fingerprint([pool, *keys, model.digest], settings),
+        run_id=fingerprint([pool, *keys, *models], settings),
         selection_keys={
-            target.settings.name: fingerprint([pool, key, model.digest], selecting)
+            target.settings.name: fingerprint([pool, key, *models], selecting)
             for target, key in zip(targets, keys, strict=True)
         },
         config=config,
@@ -74,6 +75,13 @@ def plan_run(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> 
         execution=execution,
         workspace=Workspace(home=str(home.absolute()), storage_root=execution.storage_root),
         model=model,
+        proxy=proxy,
         ingest=ingest,
         targets=targets,
     )
+
+
+def _proxy(config: RunConfig, device: str) -> ModelRef | None:
+    if not needs_proxy(config.selection) or config.selection.proxy_model is None:
+        return None
+    return resolve_proxy(config.model, config.selection.proxy_model, device)

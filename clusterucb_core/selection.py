@@ -13,8 +13,10 @@ from clusterucb_core.bandit.policies import (
     PolicySettings,
     configured_policy,
 )
+from clusterucb_core.clustering import ClusterSettings
 from clusterucb_core.errors import BudgetError, InvalidConfig
 from clusterucb_core.influence import Aggregate, takes_turns
+from clusterucb_core.workspace import NOT_IN_KEY
 
 OTHER_POLICIES = ("linucb", "random", "full")
 POLICY_NAMES = (*POLICY_KINDS, *OTHER_POLICIES)
@@ -38,6 +40,9 @@ PolicyName = Annotated[
 ]
 
 
+ContextName = Literal["gradient", "hidden_state", "proxy"]
+
+
 class SelectionSettings(PolicySettings):
     """What is drawn from the pool, and how much of it is selected; the numbers of policies come first."""
 
@@ -55,11 +60,19 @@ class SelectionSettings(PolicySettings):
         title="Explore fraction",
         description="Uniform share of each round of linucb.",
     )
-    context: Literal["gradient", "hidden_state", "proxy"] = Field(
-        default="gradient", title="Context", description="Side information that linucb regresses rewards on."
+    context: ContextName = Field(
+        default="gradient",
+        title="Context",
+        description="Side information that linucb regresses rewards on: gradients at the first checkpoint, "
+        "hidden states and last-layer errors there, or those of a smaller model; only the first needs a "
+        "gradient of every sample.",
     )
     proxy_model: str | None = Field(
-        default=None, title="Proxy model", description="A smaller model for the proxy context."
+        default=None,
+        title="Proxy model",
+        description="Folder or hub id of the smaller model whose forward pass the proxy context comes from.",
+        # the plan keys it by its content
+        json_schema_extra=NOT_IN_KEY,
     )
     budget_fraction: float = Field(
         default=0.2,
@@ -108,16 +121,17 @@ class SelectionSettings(PolicySettings):
 
 
 def check_selection(settings: SelectionSettings) -> None:
-    """Refuse settings that name what this version does not do.
+    """Refuse settings that cannot be run.
 
     Raises:
-        InvalidConfig: side information other than gradients is asked for, or an early stop where subtasks
-            take turns and have no k-th best to pass.
+        InvalidConfig: the proxy of a proxy context is not named, or an early stop where subtasks take turns
+            and have no k-th best to pass.
         BudgetError: the audit takes all of the budget, or more is to be selected than the budget draws.
     """
-    if settings.policy == "linucb" and settings.context != "gradient":
+    if needs_proxy(settings) and settings.proxy_model is None:
         raise InvalidConfig(
-            f"selection.context={settings.context} is not available in this version; use gradient"
+            "selection.context=proxy, but selection.proxy_model names no model; give the folder or the hub "
+            "id of a smaller one, or set context to gradient or hidden_state"
         )
     if takes_turns(settings.aggregate) and settings.early_stop > 0:
         raise InvalidConfig(
@@ -136,6 +150,21 @@ def check_selection(settings: SelectionSettings) -> None:
             f"budget_fraction={settings.budget_fraction}: only drawn samples can be selected; "
             "raise the budget"
         )
+
+
+def needs_proxy(settings: SelectionSettings) -> bool:
+    """Tell whether side information comes from a smaller model."""
+    return settings.policy == "linucb" and settings.context == "proxy"
+
+
+def needs_gradient_pass(settings: SelectionSettings, clusters: ClusterSettings) -> bool:
+    """Tell whether a policy that draws needs a gradient of every sample at the first checkpoint.
+
+    Clusters of gradients need it, and so does the side information of `linucb` from gradients. In dynamic
+    mode the first selection then knows every influence; without that pass it draws under the budget, too.
+    """
+    from_gradients = settings.policy == "linucb" and settings.context == "gradient"
+    return is_bandit(settings.policy) and (clusters.features == "gradient" or from_gradients)
 
 
 def is_bandit(policy: str) -> bool:

@@ -25,7 +25,8 @@ ESTIMATES = (
     "estimated_captured", "captured_low", "captured_high", "estimated_recall", "recall_low", "recall_high",
     "separation_p",
 )  # fmt: skip
-SUBJECT_FIGURES = ("captured_influence", "recall", "loss", "gradient_evaluations", *ESTIMATES)
+COSTS = ("gradient_evaluations", "selection_flops", "full_selection_flops")
+SUBJECT_FIGURES = ("captured_influence", "recall", "loss", *COSTS, *ESTIMATES)
 
 
 class Metric(Frozen):
@@ -95,6 +96,9 @@ def _points(outcome: TargetOutcome) -> Iterator[tuple[str, int, float]]:
             value = getattr(subject, key)
             if value is not None:
                 yield f"{name}/{key}", 0, float(value)
+        for stage, cost in subject.cost.items():
+            for key, value in cost.items():
+                yield f"{name}/{key}/{stage}", 0, float(value)
 
 
 def _period_files(period: PeriodDraws, name: str) -> Iterator[tuple[str, str]]:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from pydantic import BaseModel, Field
+from pydantic.config import JsonDict
 
 from clusterucb_core.artifacts import find_artifact, fingerprint
 from clusterucb_core.errors import MissingArtifact
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.records import ArtifactRef
 
-NOT_IN_KEY = {"in_key": False}
+NOT_IN_KEY: JsonDict = {"in_key": False}
 Rest = ParamSpec("Rest")
 
 

@@ -12,6 +12,7 @@ from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.outcome import RunResult, finished_result, target_results
 from clusterucb_core.planning import RunPlan, plan_run
 from clusterucb_core.records import ArtifactRef
+from clusterucb_core.stages.accounting import feature_spaces
 from clusterucb_core.stages.evaluation import evaluation_spec
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.publication import Evaluated, RunFacts
@@ -164,7 +165,9 @@ def _facts(plan: RunPlan, inputs: Inputs, mlflow_run_id: str | None) -> RunFacts
 
 
 def _spaces(trajectories: Sequence[Trajectory]) -> list[FeatureSpace]:
-    return [space for item in trajectories for period in item.periods for space in period.spec.spaces]
+    return [
+        space for item in trajectories for period in item.periods for space in feature_spaces(period.spec)
+    ]
 
 
 def _clusterings(trajectories: Sequence[Trajectory]) -> list[ArtifactRef]:

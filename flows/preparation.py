@@ -4,6 +4,8 @@ from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.intake import CandidatesSpec, TokensSpec, shared_spec
+from clusterucb_core.stages.models import ModelRef
+from clusterucb_core.stages.sides import ModelTokens
 from clusterucb_core.store import PoolVersion
 from tasks.ingest import choose_candidates, ingest_pool, read_target, record_pool, share_candidates, tokenize
 
@@ -12,7 +14,8 @@ class Inputs(Frozen):
     """What the files of a run became, seen for one of its targets.
 
     Its selection draws from `candidates`. What the targets share comes from `drawable`, the candidates of any
-    of them (features, clusters), and from `trainable`, the candidates of every one (warmup).
+    of them (features, clusters), and from `trainable`, the candidates of every one (warmup). `proxy` is the smaller
+    smaller model of side information with tokens of its own, where there is one.
     """
 
     pool: ArtifactRef
@@ -25,6 +28,7 @@ class Inputs(Frozen):
     validation_tokens: ArtifactRef
     test_tokens: ArtifactRef
     candidates: ArtifactRef
+    proxy: ModelTokens | None = None
 
 
 def prepare(plan: RunPlan) -> list[Inputs]:
@@ -60,6 +64,7 @@ def prepare(plan: RunPlan) -> list[Inputs]:
             validation_tokens=tokenize(TokensSpec(source=target, split="validation", model=model), workspace),
             test_tokens=tokenize(TokensSpec(source=target, split="test", model=model), workspace),
             candidates=own,
+            proxy=None if plan.proxy is None else _tokens_of(plan, plan.proxy, pool=pool, target=target),
         )
         for spec, target, own in zip(plan.targets, targets, candidates, strict=True)
     ]
@@ -68,3 +73,12 @@ def prepare(plan: RunPlan) -> list[Inputs]:
 def chance_inputs(inputs: Inputs) -> Inputs:
     """Return the inputs of a choice by chance, which serves every target: nothing in it leaks into any."""
     return inputs.model_copy(update={"candidates": inputs.trainable})
+
+
+def _tokens_of(plan: RunPlan, model: ModelRef, *, pool: ArtifactRef, target: ArtifactRef) -> ModelTokens:
+    limit, seed = plan.config.pool.max_samples, plan.config.seed
+    samples = TokensSpec(source=pool, split="pool", model=model, max_samples=limit, seed=seed)
+    rows = TokensSpec(source=target, split="validation", model=model)
+    return ModelTokens(
+        model=model, pool=tokenize(samples, plan.workspace), validation=tokenize(rows, plan.workspace)
+    )

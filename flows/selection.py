@@ -1,11 +1,13 @@
 """The trajectories of a run: warmup, features, clusters, draws and training, in either mode."""
 
+from collections.abc import Sequence
+
 from prefect import unmapped
 
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.seeds import child_seed
-from clusterucb_core.selection import SelectionSettings, is_bandit, share_of
+from clusterucb_core.selection import SelectionSettings, is_bandit, needs_gradient_pass, share_of
 from clusterucb_core.stages.clusters import ClusterSpec
 from clusterucb_core.stages.draws import DrawSpec
 from clusterucb_core.stages.features import feature_space, plan_jobs
@@ -13,6 +15,7 @@ from clusterucb_core.stages.intake import candidate_ids, pool_size, validation_i
 from clusterucb_core.stages.models import CheckpointRef, FeatureSpace
 from clusterucb_core.stages.publication import PeriodDraws
 from clusterucb_core.stages.scores import plain_space
+from clusterucb_core.stages.sides import ModelTokens, Sides, side_passes, sides_of
 from clusterucb_core.stages.summary import Trajectory
 from clusterucb_core.stages.training import (
     TrainingSpec,
@@ -56,12 +59,13 @@ def _static(
         trainings.append(warm)
         checkpoints = checkpoint_refs(warm)
         spaces = tuple(_space(plan, checkpoint) for checkpoint in checkpoints)
+        weights = checkpoint_weights(checkpoints)
+        sides = _sides(plan, inputs, settings, first=spaces[0], counted=(spaces, weights))
         _featurize_target(plan, inputs, spaces)
-        _featurize_pool(plan, inputs, spaces[:1] if is_bandit(settings.policy) else spaces)
-        clustering = _cluster(plan, inputs, spaces[0])
-        spec = _with_spaces(
-            spec, spaces, checkpoint_weights(checkpoints), clustering=clustering, first=spaces[0]
-        )
+        _featurize_pool(plan, inputs, () if is_bandit(settings.policy) else spaces)
+        _featurize_sides(plan, inputs, sides)
+        clustering = _cluster(plan, inputs, sides.clusters)
+        spec = _with_spaces(spec, spaces, weights, clustering=clustering, sides=sides)
     draws = draw_selection(spec, plan.workspace, plan.execution)
     training = finetune_spec(
         plan.config.finetune, plan.model, tokens=inputs.tokens, draws=draws, seed=plan.config.seed
@@ -79,19 +83,19 @@ def _dynamic(
     first = _space(plan, checkpoint)
     periods: list[PeriodDraws] = []
     clustering = None
+    # one full pass at the warmup checkpoint serves the clustering, side information and the first selection
+    full_first = needs_gradient_pass(settings, plan.config.clusters)
     for period in range(1, plan.config.finetune.epochs + 1):
-        # one full pass at the warmup checkpoint serves the clustering and the first selection
-        policy = "full" if period == 1 and is_bandit(settings.policy) else settings.policy
-        spec = _draw_spec(
-            plan, inputs, settings.model_copy(update={"policy": policy}), period=period, seed=seed
-        )
-        if policy != "random":
+        drawn = settings.model_copy(update={"policy": "full"}) if period == 1 and full_first else settings
+        spec = _draw_spec(plan, inputs, drawn, period=period, seed=seed)
+        if drawn.policy != "random":
             space = _space(plan, checkpoint)
+            sides = _sides(plan, inputs, drawn, first=first, counted=((space,), (1.0,)))
             _featurize_target(plan, inputs, (space,))
-            if policy == "full":
-                _featurize_pool(plan, inputs, (space,))
-            clustering = clustering or _cluster(plan, inputs, first)
-            spec = _with_spaces(spec, (space,), (1.0,), clustering=clustering, first=first)
+            _featurize_pool(plan, inputs, (space,) if drawn.policy == "full" else ())
+            _featurize_sides(plan, inputs, sides)
+            clustering = clustering or _cluster(plan, inputs, sides.clusters)
+            spec = _with_spaces(spec, (space,), (1.0,), clustering=clustering, sides=sides)
         draws = draw_selection(spec, plan.workspace, plan.execution)
         periods.append(PeriodDraws(spec=spec, draws=draws))
         training = period_spec(
@@ -135,6 +139,29 @@ def _space(plan: RunPlan, checkpoint: CheckpointRef) -> FeatureSpace:
     return feature_space(plan.model, checkpoint, plan.config.features, plain=False, seed=plan.config.seed)
 
 
+def _sides(
+    plan: RunPlan,
+    inputs: Inputs,
+    settings: SelectionSettings,
+    *,
+    first: FeatureSpace,
+    counted: tuple[tuple[FeatureSpace, ...], tuple[float, ...]],
+) -> Sides:
+    own = ModelTokens(model=plan.model, pool=inputs.tokens, validation=inputs.validation_tokens)
+    return sides_of(
+        settings,
+        plan.config.clusters,
+        first=first,
+        counted=list(zip(*counted, strict=True)),
+        tokens=(own, inputs.proxy),
+    )
+
+
+def _featurize_sides(plan: RunPlan, inputs: Inputs, sides: Sides) -> None:
+    for item in side_passes(sides, inputs.drawable, inputs.target):
+        _featurize(plan, item.space, item.tokens, item.sample_ids)
+
+
 def _featurize_pool(plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace, ...]) -> None:
     for space in spaces:
         _featurize(plan, space, inputs.tokens, candidate_ids(inputs.drawable))
@@ -146,7 +173,7 @@ def _featurize_target(plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace,
         _featurize(plan, plain_space(space), inputs.validation_tokens, ids)
 
 
-def _featurize(plan: RunPlan, space: FeatureSpace, tokens: ArtifactRef, sample_ids: list[str]) -> None:
+def _featurize(plan: RunPlan, space: FeatureSpace, tokens: ArtifactRef, sample_ids: Sequence[str]) -> None:
     jobs = plan_jobs(
         space, tokens, sample_ids, workspace=plan.workspace, execution=plan.execution, run_id=plan.run_id
     )
@@ -187,11 +214,10 @@ def _with_spaces(
     weights: tuple[float, ...],
     *,
     clustering: ArtifactRef,
-    first: FeatureSpace,
+    sides: Sides,
 ) -> DrawSpec:
-    return spec.model_copy(
-        update={"spaces": spaces, "weights": weights, "clustering": clustering, "first_space": first}
-    )
+    seen = {"clustering": clustering, "first_space": sides.clusters, "context": sides.context}
+    return spec.model_copy(update={"spaces": spaces, "weights": weights} | seen)
 
 
 def _trajectory(subject: str, periods: list[PeriodDraws], trainings: list[ArtifactRef]) -> Trajectory:

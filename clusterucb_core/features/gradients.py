@@ -6,8 +6,8 @@ model and of the gradients are both rounded to it, and `check_engine` allows for
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from clusterucb_core.features.adam import AdamMoments
 from clusterucb_core.features.agreement import relative_error, rounding_tolerance
 from clusterucb_core.features.batches import plan_batches
 from clusterucb_core.features.engine import GradientEngine
-from clusterucb_core.features.outcomes import batch_outcomes
+from clusterucb_core.features.outcomes import FeatureBatch, batch_outcomes, feature_batch
 from clusterucb_core.features.projections import Projection
 from clusterucb_core.features.token_rows import IGNORED, TokenRow, unusable_reason
 from clusterucb_core.features.ways import ways_summary
@@ -48,21 +48,6 @@ class UnusableSamples(ClusterUcbError):
             f"{len(indices)} samples have no usable gradient ({shown}{more}); leave them out, or use "
             "iter_gradient_features, which sets them apart"
         )
-
-
-@dataclass(frozen=True)
-class FeatureBatch:
-    """Features of one planned batch.
-
-    `indices` [b] into the samples; `features` float32 [b, d], unit rows if projected, else [b, p];
-    `excluded` holds (index, reason, detail) of the batch's unusable samples; `ways`, from `ways_summary`,
-    says how gradients are computed by the end of the batch.
-    """
-
-    indices: IntArray
-    features: NDArray[np.float32]
-    excluded: tuple[tuple[int, str, str], ...]
-    ways: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict[str, Mapping[str, int | str]])
 
 
 def gradient_features(
@@ -184,16 +169,6 @@ def _iter_batches(
     engine: GradientEngine, samples: Sequence[TokenRow], batches: Sequence[IntArray], *, unit_rows: bool
 ) -> Iterator[FeatureBatch]:
     for batch in batches:
-        outcomes = batch_outcomes(engine, [samples[index] for index in batch], unit_rows=unit_rows)
-        kept: list[int] = []
-        rows: list[NDArray[np.float32]] = []
-        excluded: list[tuple[int, str, str]] = []
-        for index, outcome in zip(batch.tolist(), outcomes, strict=True):
-            if outcome.feature is not None:
-                kept.append(index)
-                rows.append(outcome.feature)
-            else:
-                excluded.append((index, outcome.reason or "", outcome.detail))
-        features = np.stack(rows) if rows else np.zeros((0, engine.width), dtype=np.float32)
-        indices = np.array(kept, dtype=np.int64)
-        yield FeatureBatch(indices, features, tuple(excluded), ways_summary(engine.ways))
+        chosen = [samples[index] for index in batch]
+        outcomes = batch_outcomes(engine.gradients, chosen, limits=engine.limits, unit_rows=unit_rows)
+        yield replace(feature_batch(batch, outcomes, width=engine.width), ways=ways_summary(engine.ways))

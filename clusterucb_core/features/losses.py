@@ -111,25 +111,42 @@ def sample_losses(parts: LossModel, batch: PaddedBatch) -> Tensor:
     Returns:
         Losses [b], float64 for a float64 model, else float32, with their graph.
     """
-    logits = _supervised_logits(parts, batch)
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    token_losses = functional.cross_entropy(logits, batch.targets, reduction="none")
+    return sample_means(token_losses(_supervised_logits(parts, batch), batch.targets), batch)
+
+
+def sample_means(values: Tensor, batch: PaddedBatch) -> Tensor:
+    """Return the mean [b, ...] over each sample's supervised positions of values [m, ...] at all of them."""
     # 1 / count must not be rounded to float32 for a float64 model
-    weights = batch.counts.to(token_losses.dtype).reciprocal()[batch.rows]
-    return token_losses.new_zeros(len(batch.counts)).index_add(0, batch.rows, token_losses * weights)
+    weights = batch.counts.to(values.dtype).reciprocal()[batch.rows]
+    weighted = values * weights.reshape(-1, *[1] * (values.ndim - 1))
+    return values.new_zeros(len(batch.counts), *values.shape[1:]).index_add(0, batch.rows, weighted)
 
 
 def _supervised_logits(parts: LossModel, batch: PaddedBatch) -> Tensor:
-    inputs: Mapping[str, Tensor] = {"input_ids": batch.input_ids}
-    if parts.pass_mask:
-        inputs = {**inputs, "attention_mask": batch.attention_mask}
     if parts.body is None or parts.head is None:
-        logits = parts.whole(**inputs, use_cache=False).logits
+        logits = parts.whole(**model_inputs(parts, batch)).logits
         return logits.reshape(-1, logits.shape[-1]).index_select(0, batch.positions)
-    hidden = parts.body(**inputs, use_cache=False).last_hidden_state
-    logits = parts.head(hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.positions))
+    hidden = parts.body(**model_inputs(parts, batch)).last_hidden_state
+    return head_logits(parts, hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.positions))
+
+
+def model_inputs(parts: LossModel, batch: PaddedBatch) -> Mapping[str, Any]:
+    """Return the keywords that a model, or its body, is called with."""
+    mask = {"attention_mask": batch.attention_mask} if parts.pass_mask else {}
+    return {"input_ids": batch.input_ids, "use_cache": False, **mask}
+
+
+def head_logits(parts: LossModel, hidden: Tensor) -> Tensor:
+    """Return the logits [m, vocabulary] of final hidden states [m, h] of a model whose head lies apart."""
+    assert parts.head is not None, "only a head that lies apart can be called by itself"
+    logits = parts.head(hidden)
     return logits if parts.soft_cap is None else torch.tanh(logits / parts.soft_cap) * parts.soft_cap
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy [m] of each target, in float64 for a float64 model, else in float32."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return functional.cross_entropy(wide, targets, reduction="none")
 
 
 def _causal_model(model: nn.Module) -> nn.Module:

@@ -1,17 +1,20 @@
 """What becomes of each sample of a batch: a feature, or an exclusion with its reason."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb_core.features.engine import BatchGradients, GradientEngine
-from clusterucb_core.features.token_rows import Reason, TokenRow, unusable_reason
+from clusterucb_core.features.engine import BatchGradients
+from clusterucb_core.features.token_rows import Reason, TokenLimits, TokenRow, unusable_reason
+from clusterucb_core.records import IntArray
 
 logger = logging.getLogger(__name__)
+
+Compute = Callable[[Sequence[TokenRow]], BatchGradients]
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,45 @@ class Outcome:
     detail: str = ""
 
 
-def batch_outcomes(engine: GradientEngine, samples: Sequence[TokenRow], *, unit_rows: bool) -> list[Outcome]:
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Features of one planned batch.
+
+    `indices` [b] into the samples; `features` float32 [b, d], unit rows if projected, else [b, p];
+    `excluded` holds (index, reason, detail) of the batch's unusable samples; `ways`, from `ways_summary`,
+    says how gradients are computed by the end of the batch.
+    """
+
+    indices: IntArray
+    features: NDArray[np.float32]
+    excluded: tuple[tuple[int, str, str], ...]
+    ways: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict[str, Mapping[str, int | str]])
+
+
+def feature_batch(indices: IntArray, outcomes: Sequence[Outcome], *, width: int) -> FeatureBatch:
+    """Set the samples of a batch that have a feature apart from those that have none."""
+    kept: list[int] = []
+    rows: list[NDArray[np.float32]] = []
+    excluded: list[tuple[int, str, str]] = []
+    for index, outcome in zip(indices.tolist(), outcomes, strict=True):
+        if outcome.feature is not None:
+            kept.append(index)
+            rows.append(outcome.feature)
+        else:
+            excluded.append((index, outcome.reason or "", outcome.detail))
+    features = np.stack(rows) if rows else np.zeros((0, width), dtype=np.float32)
+    return FeatureBatch(np.array(kept, dtype=np.int64), features, tuple(excluded))
+
+
+def batch_outcomes(
+    compute: Compute, samples: Sequence[TokenRow], *, limits: TokenLimits, unit_rows: bool
+) -> list[Outcome]:
     """Compute one batch so that neither a bad sample nor a lack of memory harms the others.
 
     Args:
-        engine: the gradient engine.
+        compute: what turns usable samples into features.
         samples: the batch.
+        limits: what the model can read.
         unit_rows: whether to scale features to unit length.
 
     Returns:
@@ -40,41 +76,41 @@ def batch_outcomes(engine: GradientEngine, samples: Sequence[TokenRow], *, unit_
     outcomes: list[Outcome | None] = [None] * len(samples)
     usable: list[int] = []
     for index, sample in enumerate(samples):
-        bad = unusable_reason(sample, engine.limits)
+        bad = unusable_reason(sample, limits)
         if bad is None:
             usable.append(index)
         else:
             outcomes[index] = Outcome(None, *bad)
-    computed = _computed(engine, [samples[i] for i in usable], unit_rows=unit_rows)
+    computed = _computed(compute, [samples[i] for i in usable], unit_rows=unit_rows)
     for index, outcome in zip(usable, computed, strict=True):
         outcomes[index] = outcome
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _computed(engine: GradientEngine, samples: Sequence[TokenRow], *, unit_rows: bool) -> list[Outcome]:
+def _computed(compute: Compute, samples: Sequence[TokenRow], *, unit_rows: bool) -> list[Outcome]:
     if not samples:
         return []
-    gradients = _gradients_or_none(engine, samples)
+    gradients = _gradients_or_none(compute, samples)
     if gradients is None:
-        return _in_halves(engine, samples, unit_rows=unit_rows)
+        return _in_halves(compute, samples, unit_rows=unit_rows)
     outcomes = _judged(gradients, unit_rows=unit_rows)
     if len(samples) == 1:
         return outcomes
     # a sample that is bad only in company was infected by a neighbour: alone it tells the truth
     return [
-        _computed(engine, [sample], unit_rows=unit_rows)[0] if _is_non_finite(outcome) else outcome
+        _computed(compute, [sample], unit_rows=unit_rows)[0] if _is_non_finite(outcome) else outcome
         for sample, outcome in zip(samples, outcomes, strict=True)
     ]
 
 
-def _gradients_or_none(engine: GradientEngine, samples: Sequence[TokenRow]) -> BatchGradients | None:
+def _gradients_or_none(compute: Compute, samples: Sequence[TokenRow]) -> BatchGradients | None:
     try:
-        return engine.gradients(samples)
+        return compute(samples)
     except torch.OutOfMemoryError:
         return None  # the caller goes on after the traceback, and the tensors that it holds, are gone
 
 
-def _in_halves(engine: GradientEngine, samples: Sequence[TokenRow], *, unit_rows: bool) -> list[Outcome]:
+def _in_halves(compute: Compute, samples: Sequence[TokenRow], *, unit_rows: bool) -> list[Outcome]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     longest = max(len(sample.input_ids) for sample in samples)
@@ -83,8 +119,8 @@ def _in_halves(engine: GradientEngine, samples: Sequence[TokenRow], *, unit_rows
     logger.warning("out of memory at %d samples of up to %d tokens: halving the batch", len(samples), longest)
     middle = len(samples) // 2
     return [
-        *_computed(engine, samples[:middle], unit_rows=unit_rows),
-        *_computed(engine, samples[middle:], unit_rows=unit_rows),
+        *_computed(compute, samples[:middle], unit_rows=unit_rows),
+        *_computed(compute, samples[middle:], unit_rows=unit_rows),
     ]
 
 

@@ -6,8 +6,9 @@ file belongs to sample i of the shard; the rows of excluded samples stay zero an
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ class Shard:
     fingerprint: str
     sample_ids: tuple[str, ...]
     batches: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """What computes a shard: `rows` yields those of planned batches of `samples`, each `width()` long."""
+
+    samples: Sequence[TokenizedSample]
+    width: Callable[[], int]
+    rows: Callable[[Sequence[TokenizedSample], Sequence[IntArray]], Iterable[FeatureBatch]]
 
 
 def shard_stage(feature_space: str) -> str:
@@ -148,10 +158,38 @@ def write_shard(
         ValueError: the samples are not those of the shard.
         InvalidModel: nothing to train, moments of another model, or token ids outside the vocabulary.
     """
+    source = RowSource(
+        samples=samples,
+        width=partial(_gradient_width, model, projection),
+        rows=partial(iter_gradient_features, model, moments=moments, projection=projection),
+    )
+    return write_rows(artifact_root, feature_space, shard, source=source, provenance=provenance)
+
+
+def write_rows(
+    artifact_root: Path,
+    feature_space: str,
+    shard: Shard,
+    *,
+    source: RowSource,
+    provenance: Mapping[str, str] | None = None,
+) -> ArtifactRef:
+    """Compute and store the rows of one shard, scaled to unit length; return at once where they are there.
+
+    Args:
+        artifact_root: folder of all artifacts.
+        feature_space: fingerprint of everything that determines a feature.
+        shard: from `plan_shards`.
+        source: what computes the rows; its samples are in the order of `shard.sample_ids`.
+        provenance: kept in the manifest, for instance the run that paid for the shard.
+
+    Raises:
+        ValueError: the samples are not those of the shard.
+    """
     stage = shard_stage(feature_space)
-    if tuple(sample.sample_id for sample in samples) != shard.sample_ids:
+    if tuple(sample.sample_id for sample in source.samples) != shard.sample_ids:
         raise ValueError(
-            f"the {len(samples)} samples are not those of shard {shard.fingerprint}, in its order"
+            f"the {len(source.samples)} samples are not those of shard {shard.fingerprint}, in its order"
         )
     finished = find_artifact(artifact_root, stage, shard.fingerprint)
     if finished is not None:
@@ -163,9 +201,11 @@ def write_shard(
     }
     batches = [np.array(batch, dtype=np.int64) for batch in shard.batches]
     with new_artifact(artifact_root, stage, shard.fingerprint, manifest) as folder:
-        rows = _open_rows(folder / FEATURES_FILE, len(samples), model, projection)
-        stream = iter_gradient_features(model, samples, batches, moments=moments, projection=projection)
-        manifest["excluded"], manifest["gradient_ways"] = _fill(rows, stream, shard)
+        shape = (len(shard.sample_ids), source.width())
+        rows = np.lib.format.open_memmap(folder / FEATURES_FILE, mode="w+", dtype=np.float16, shape=shape)
+        manifest["excluded"], manifest["gradient_ways"] = _fill(
+            rows, source.rows(source.samples, batches), shard
+        )
         manifest["dim"] = rows.shape[1]
         manifest["bytes"] = (folder / FEATURES_FILE).stat().st_size
     return ArtifactRef(
@@ -173,12 +213,9 @@ def write_shard(
     )
 
 
-def _open_rows(
-    path: Path, samples: int, model: nn.Module, projection: Projection | None
-) -> "np.memmap[Any, Any]":
+def _gradient_width(model: nn.Module, projection: Projection | None) -> int:
     sizes = (parameter.numel() for parameter in trainable_parameters(model).values())
-    width = sum(sizes) if projection is None else projection.dim
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(samples, width))
+    return sum(sizes) if projection is None else projection.dim
 
 
 def _fill(

@@ -14,17 +14,27 @@ from numpy.typing import NDArray
 from clusterucb_core.artifacts import find_artifact
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.features.shard_files import ShardFeatures, StoredShard, open_shard, read_shard
-from clusterucb_core.features.shards import Shard, plan_shards, remaining_shard, shard_stage, write_shard
+from clusterucb_core.features.shards import (
+    RowSource,
+    Shard,
+    plan_shards,
+    remaining_shard,
+    shard_stage,
+    write_rows,
+    write_shard,
+)
 from clusterucb_core.records import ArtifactRef, Exclusion
 
 __all__ = [
     "FeatureStore",
+    "RowSource",
     "Shard",
     "ShardFeatures",
     "open_feature_store",
     "plan_shards",
     "read_shard",
     "remaining_shard",
+    "write_rows",
     "write_shard",
 ]
 

@@ -135,19 +135,35 @@ def load_config(settings: ModelSettings) -> "PreTrainedConfig":
     Raises:
         InvalidModel: it is absent, cannot be read, or has fewer positions than `max_length`.
     """
-    from transformers import AutoConfig
-
-    with _explained(settings.base, "config.json"):
-        config = cast("PreTrainedConfig", AutoConfig.from_pretrained(_source(settings.base)))
-    text_config = config.get_text_config()
-    limits = [getattr(text_config, name, None) for name in POSITION_LIMITS]
-    positions = next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+    config = _read_config(settings)
+    positions = _positions(config)
     if positions is not None and settings.max_length > positions:
         raise InvalidModel(
             f"model.max_length={settings.max_length} is above the {positions} positions of {settings.base}; "
             f"set it to {positions} or less"
         )
     return config
+
+
+def position_limit(settings: ModelSettings) -> int | None:
+    """Return how many tokens the base model reads, or None where its configuration sets no limit.
+
+    Raises:
+        InvalidModel: its configuration is absent or cannot be read.
+    """
+    return _positions(_read_config(settings))
+
+
+def _read_config(settings: ModelSettings) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    with _explained(settings.base, "config.json"):
+        return cast("PreTrainedConfig", AutoConfig.from_pretrained(_source(settings.base)))
+
+
+def _positions(config: "PreTrainedConfig") -> int | None:
+    limits = [getattr(config.get_text_config(), name, None) for name in POSITION_LIMITS]
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 def load_base(settings: ModelSettings, device: str) -> "PreTrainedModel":

@@ -4,6 +4,8 @@ import difflib
 import json
 import re
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -133,23 +135,44 @@ def count_parameters(settings: ModelSettings) -> tuple[int, int]:
     Raises:
         InvalidModel: the model's configuration cannot be used or lacks a target module.
     """
-    import torch
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(settings)
-    with BUILDING, torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-        try:
-            model = AutoModelForCausalLM.from_config(config)
-        except ValueError as error:
-            raise InvalidModel(
-                f"{settings.base} is no causal language model that transformers knows ({str(error)[:200]}); "
-                "use another"
-            ) from error
+    with _without_weights():
+        model = _empty_base(settings)
         require_targets(model, settings.lora.target_modules)
         adapted = adapt(model, settings.lora, on_meta=True)
     lora = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     return sum(parameter.numel() for parameter in adapted.parameters()) - lora, lora
+
+
+def count_base_parameters(settings: ModelSettings) -> int:
+    """Return the parameters of the base model, without loading any weights.
+
+    Raises:
+        InvalidModel: the model's configuration cannot be used.
+    """
+    with _without_weights():
+        return sum(parameter.numel() for parameter in _empty_base(settings).parameters())
+
+
+@contextmanager
+def _without_weights() -> Generator[None]:
+    import torch
+    from accelerate import init_empty_weights
+
+    with BUILDING, torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        yield
+
+
+def _empty_base(settings: ModelSettings) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(settings)
+    try:
+        return AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise InvalidModel(
+            f"{settings.base} is no causal language model that transformers knows ({str(error)[:200]}); "
+            "use another"
+        ) from error
 
 
 def lora_config(lora: LoraSettings) -> "LoraConfig":

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 from clusterucb_core.cost import (
     CostLedger,
+    CostTable,
+    StageCost,
     add_cost,
     cost_by_stage,
+    forward_cost,
     full_selection_cost,
     gradient_cost,
     total_cost,
@@ -25,6 +28,7 @@ from clusterucb_core.stages.intake import candidate_ids, read_target
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.scores import plain_space
 from clusterucb_core.stages.separation import shuffled_samples
+from clusterucb_core.stages.sides import ContextSource
 from clusterucb_core.workspace import Workspace
 
 Need = tuple[str, FeatureSpace, frozenset[str]]
@@ -42,7 +46,17 @@ class SelectionCost:
     flops: float
     full_flops: float
     full_evaluations: int
-    by_stage: dict[str, dict[str, int | float]]
+    by_stage: CostTable
+
+
+@dataclass(frozen=True)
+class NeededCost:
+    """What selections rest on, whoever computed it, beside full selection."""
+
+    evaluations: int
+    flops: float
+    full_flops: float
+    by_stage: CostTable
 
 
 def selection_cost(spec: DrawSpec, draws: ArtifactRef, workspace: Workspace, run_id: str) -> SelectionCost:
@@ -65,32 +79,17 @@ def run_costs(
 def _cost(
     spec: DrawSpec, draws: ArtifactRef, workspace: Workspace, *, run_id: str, charged: Charged
 ) -> SelectionCost:
-    table = open_tokens(spec.tokens)
-    tokens = dict(zip(table.sample_ids, table.lengths.tolist(), strict=True))
-    n_checkpoints = max(1, len(spec.spaces))
-    every = candidate_ids(spec.candidates)
-    ledger, reused = CostLedger(), 0
-    for stage, space, needed in _needs(spec, draws):
-        paid = _paid_by(space, needed, workspace, run_id=run_id, charged=charged)
-        reused += len(needed) - len(paid)
-        cost = gradient_cost(
-            n_samples=len(paid),
-            n_checkpoints=1,
-            n_parameters=space.model.n_parameters,
-            n_tokens=sum(tokens[sample] for sample in paid),
-        )
-        ledger = add_cost(ledger, stage, cost)
-    n_parameters = spec.spaces[0].model.n_parameters if spec.spaces else 0
-    full = full_selection_cost(
-        n_samples=len(every),
-        n_checkpoints=n_checkpoints,
-        n_parameters=n_parameters,
-        n_tokens=sum(tokens[sample] for sample in every),
-    )
+    needs = _needs(spec, draws, workspace)
+    paid = [
+        (stage, space, _paid_by(space, needed, workspace, run_id=run_id, charged=charged))
+        for stage, space, needed in needs
+    ]
+    ledger, full = _ledger(spec, paid), _full_cost(spec)
     total = total_cost(ledger)
+    gradients = sum(len(needed) for _, space, needed in needs if space.kind != "forward")
     return SelectionCost(
         computed=total.gradient_evaluations,
-        reused=reused,
+        reused=gradients - total.gradient_evaluations,
         target_computed=_target_evaluations(spec, workspace, run_id=run_id, charged=charged),
         flops=total.flops,
         full_flops=full.flops,
@@ -99,31 +98,100 @@ def _cost(
     )
 
 
-def _needs(spec: DrawSpec, draws: ArtifactRef) -> list[Need]:
-    """Return stage, feature space and samples of every gradient that a selection rests on, each one once."""
+def needed_cost(selections: Sequence[tuple[DrawSpec, ArtifactRef]], workspace: Workspace) -> NeededCost:
+    """Return what the selections of one subject rest on, period by period."""
+    ledger, full_flops = CostLedger(), 0.0
+    for spec, draws in selections:
+        entries = _ledger(spec, _needs(spec, draws, workspace)).entries
+        ledger = CostLedger((*ledger.entries, *entries))
+        full_flops += _full_cost(spec).flops
+    total = total_cost(ledger)
+    return NeededCost(total.gradient_evaluations, total.flops, full_flops, cost_by_stage(ledger))
+
+
+def _ledger(spec: DrawSpec, needs: Sequence[Need]) -> CostLedger:
+    tokens = token_counts(spec.tokens)
+    # those of a proxy are its own
+    side_tokens = token_counts(spec.context.pool) if spec.context else tokens
+    ledger = CostLedger()
+    for stage, space, samples in needs:
+        counts = side_tokens if stage == "context" else tokens
+        n_tokens = sum(counts[sample] for sample in samples)
+        ledger = add_cost(ledger, stage, _pass_cost(space, n_samples=len(samples), n_tokens=n_tokens))
+    return ledger
+
+
+def _full_cost(spec: DrawSpec) -> StageCost:
+    tokens, every = token_counts(spec.tokens), candidate_ids(spec.candidates)
+    return full_selection_cost(
+        n_samples=len(every),
+        n_checkpoints=max(1, len(spec.spaces)),
+        n_parameters=spec.spaces[0].model.n_parameters if spec.spaces else 0,
+        n_tokens=sum(tokens[sample] for sample in every),
+    )
+
+
+def feature_spaces(spec: DrawSpec) -> list[FeatureSpace]:
+    """Return the spaces that hold features of pool samples for a selection, each once."""
+    first = [spec.first_space] if spec.first_space else []
+    context = [spec.context.space] if spec.context else []
+    return list(dict.fromkeys((*spec.spaces, *first, *context)))
+
+
+def token_counts(ref: ArtifactRef) -> dict[str, int]:
+    """Return how many tokens each sample of a token table has."""
+    table = open_tokens(ref)
+    return dict(zip(table.sample_ids, table.lengths.tolist(), strict=True))
+
+
+def _pass_cost(space: FeatureSpace, *, n_samples: int, n_tokens: int) -> StageCost:
+    if space.kind == "forward":
+        return forward_cost(n_parameters=space.model.n_parameters, n_tokens=n_tokens)
+    return gradient_cost(
+        n_samples=n_samples, n_checkpoints=1, n_parameters=space.model.n_parameters, n_tokens=n_tokens
+    )
+
+
+def _needs(spec: DrawSpec, draws: ArtifactRef, workspace: Workspace) -> list[Need]:
+    """Return stage, feature space and samples of every feature that a selection rests on, each one once."""
     if spec.settings.policy == "random":
         return []
-    needs: list[Need] = []
+    wanted: list[Need] = []
     everything = frozenset(candidate_ids(spec.candidates))
-    clustered: frozenset[str] = frozenset()
-    if spec.clustering is not None and spec.first_space in spec.spaces:
-        clustered = frozenset(read_clustering(spec.clustering)[0])
-        needs.append(("clustering", spec.first_space, clustered))
+    if spec.clustering is not None and spec.first_space is not None and spec.period == 1:
+        wanted.append(("clustering", spec.first_space, frozenset(read_clustering(spec.clustering)[0])))
+    if spec.context is not None and _is_pass_of_its_own(spec, spec.context):
+        known = open_store(spec.context.space, workspace).known
+        wanted.append(("context", spec.context.space, everything & known))
     drawn = frozenset(read_pulls(draws)["sample_id"]) if is_bandit(spec.settings.policy) else everything
-    for space in spec.spaces:
-        rest = drawn - clustered if space == spec.first_space else drawn
-        needs.append(("selection", space, rest))
+    wanted.extend(("selection", space, drawn) for space in spec.spaces)
+    needs: list[Need] = []
+    for stage, space, samples in wanted:
+        taken = frozenset[str]().union(*(held for _, other, held in needs if other == space))
+        needs.append((stage, space, samples - taken))
     return needs
+
+
+def _is_pass_of_its_own(spec: DrawSpec, context: ContextSource) -> bool:
+    """Tell whether side information took a pass over the pool that was made for this selection.
+
+    It is made before the first draws: those of period 1, or of period 2 where clusters of gradients told
+    period 1 every influence.
+    """
+    if spec.first_space is None or context.space == spec.first_space:
+        return False
+    after_whole_pass = spec.period == 2 and spec.first_space.kind != "forward"
+    return spec.period == 1 or (after_whole_pass and context.space.kind == "forward")
 
 
 def _paid_by(
     space: FeatureSpace, needed: frozenset[str], workspace: Workspace, *, run_id: str, charged: Charged
-) -> list[str]:
+) -> frozenset[str]:
     """Return the needed samples whose shard names this run as the one that computed it, and charge them."""
     store = open_store(space, workspace)
     before = charged.setdefault(space, set())
     known = store.known.intersection(needed) - before
-    paid = [sample for sample in known if store.provenance(sample).get("run_id") == run_id]
+    paid = frozenset(sample for sample in known if store.provenance(sample).get("run_id") == run_id)
     before.update(paid)
     return paid
 

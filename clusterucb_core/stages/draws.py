@@ -25,7 +25,7 @@ from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray, IntArray
 from clusterucb_core.seeds import child_rng
 from clusterucb_core.selection import SelectionSettings, bandit_policy, cold_start_of, is_bandit, share_of
 from clusterucb_core.stages.clusters import read_clustering
-from clusterucb_core.stages.contexts import SideInformation, gradient_context, gradient_prior
+from clusterucb_core.stages.contexts import SideInformation, side_information, side_prior
 from clusterucb_core.stages.drawn import NO_CLUSTER, Drawn, write_drawn
 from clusterucb_core.stages.features import usable_samples
 from clusterucb_core.stages.intake import candidate_ids, pool_size
@@ -39,6 +39,7 @@ from clusterucb_core.stages.scores import (
     total_scores,
 )
 from clusterucb_core.stages.separation import SeparationCheck, check_separation
+from clusterucb_core.stages.sides import ContextSource, token_exclusions
 from clusterucb_core.workspace import StageSpec, Workspace, location, resumable, stage_key, written
 
 logger = logging.getLogger(__name__)
@@ -48,17 +49,18 @@ class DrawSpec(StageSpec):
     """One selection of one period.
 
     `spaces` are the pool's feature spaces at the checkpoints that count, with their `weights`; `first_space`
-    is the one that was clustered.
+    is the one that was clustered; `context` is where the side information of `linucb` comes from.
     """
 
     stage: str = "draws"
-    version: int = 4
+    version: int = 5
     settings: SelectionSettings
     target: ArtifactRef
     tokens: ArtifactRef
     candidates: ArtifactRef
     clustering: ArtifactRef | None = None
     first_space: FeatureSpace | None = None
+    context: ContextSource | None = None
     spaces: tuple[FeatureSpace, ...] = ()
     weights: tuple[float, ...] = ()
     period: int
@@ -137,8 +139,10 @@ def _draws_on_lease(spec: DrawSpec, workspace: Workspace, execution: ExecutionSe
 
 def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> Drawn:
     assert spec.first_space is not None, "a clustering belongs to a feature space"
-    ids, clusters = _clustered(spec)
-    _, exclusions = _usable(spec, candidate_ids(spec.candidates), workspace, (spec.first_space,))
+    clustered, labels = _clustered(spec)
+    usable, exclusions = _usable_arms(spec, spec.first_space, workspace)
+    kept = [row for row, sample in enumerate(clustered) if sample in usable]
+    ids, clusters = [clustered[row] for row in kept], labels[kept]
     book = _book(spec, ids, workspace)
     filler = BookFiller(spec.tokens, workspace=workspace, execution=execution, run_id=spec.run_id)
     lost: dict[int, str] = {}
@@ -228,9 +232,9 @@ def _pull(
 
 
 def _side_information(spec: DrawSpec, book: ScoreBook, workspace: Workspace) -> SideInformation:
-    assert spec.first_space is not None, "side information comes from the first checkpoint"
-    return gradient_context(
-        spec.first_space, book.sample_ids, book.target, weights=book.weights, workspace=workspace
+    assert spec.context is not None, "linucb draws by side information"
+    return side_information(
+        spec.context, book.sample_ids, spec.target, workspace=workspace, aggregate=spec.settings.aggregate
     )
 
 
@@ -240,10 +244,8 @@ def _reward_view(
     aggregate = spec.settings.aggregate
     if not takes_turns(aggregate) or side is not None:
         return RewardView(aggregate, None if side is None else side.prior)
-    assert spec.first_space is not None, "a prior comes from features at the first checkpoint"
-    prior = gradient_prior(
-        spec.first_space, book.sample_ids, book.target, weights=book.weights, workspace=workspace
-    )
+    assert spec.context is not None, "columns that take turns are scaled by a prior"
+    prior = side_prior(spec.context, book.sample_ids, spec.target, workspace=workspace, aggregate=aggregate)
     return RewardView(aggregate, prior)
 
 
@@ -265,6 +267,21 @@ def _arms(spec: DrawSpec, clusters: IntArray, lost: dict[int, str]) -> list[IntA
         order = child_rng(spec.seed, f"arms of period {spec.period}", str(cluster)).permutation(rows)
         arms.append(np.array([row for row in order if row not in lost], dtype=np.int64))
     return arms
+
+
+def _usable_arms(
+    spec: DrawSpec, clustered: FeatureSpace, workspace: Workspace
+) -> tuple[set[str], tuple[Exclusion, ...]]:
+    """Leave out what cannot be clustered, or has no side information that the policy reads."""
+    ids = candidate_ids(spec.candidates)
+    if spec.context is None:
+        usable, exclusions = _usable(spec, ids, workspace, (clustered,))
+        return set(usable), exclusions
+    lost = token_exclusions(spec.context, ids, max_excluded_fraction=spec.max_excluded_fraction)
+    out = {exclusion.sample_id for exclusion in lost}
+    spaces = tuple(dict.fromkeys((clustered, spec.context.space)))
+    usable, exclusions = _usable(spec, [sample for sample in ids if sample not in out], workspace, spaces)
+    return set(usable), (*lost, *exclusions)
 
 
 def _usable(

@@ -26,9 +26,8 @@ from clusterucb_core.lm.lora import load_adapter
 from clusterucb_core.lm.token_budget import batch_tokens
 from clusterucb_core.lm.tokens import open_tokens
 from clusterucb_core.records import ArtifactRef, EvalResult, FloatArray, Target
-from clusterucb_core.stages.features import checkpoint_folder
 from clusterucb_core.stages.intake import read_target
-from clusterucb_core.stages.models import CheckpointRef, ModelRef, open_chat
+from clusterucb_core.stages.models import CheckpointRef, ModelRef, checkpoint_folder, open_chat
 from clusterucb_core.workspace import StageSpec, Workspace, resumable, stage_key, written
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Gradient features of pool and target samples at one checkpoint, shard by shard.
+"""Features of pool and target samples at one checkpoint, shard by shard: gradients, or forward-only ones.
 
 Reads the artifacts `tokens` and `training`; writes feature shards below `features/<space>/`.
 """
@@ -30,7 +30,8 @@ from clusterucb_core.lm.lora import load_adapter, replace_adapter, resolve_devic
 from clusterucb_core.lm.token_budget import batch_tokens
 from clusterucb_core.lm.tokens import TokenTable, open_tokens
 from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray
-from clusterucb_core.stages.models import CheckpointRef, FeatureSpace, ModelRef
+from clusterucb_core.stages.forward import compute_forward_shard
+from clusterucb_core.stages.models import CheckpointRef, FeatureSpace, ModelRef, checkpoint_folder
 from clusterucb_core.workspace import Workspace, stage_key
 
 
@@ -149,7 +150,12 @@ def run_shard(job: ShardJob, workspace: Workspace, execution: ExecutionSettings)
     """Compute one shard of features."""
     shard = Shard(job.fingerprint, job.sample_ids, job.batches)
     with leased_device(execution.device) as device:
-        source = load_source(job.space, open_tokens(job.tokens), device)
+        table = open_tokens(job.tokens)
+        if job.space.kind == "forward":
+            return compute_forward_shard(
+                job.space, shard, table, workspace=workspace, device=device, run_id=job.run_id
+            )
+        source = load_source(job.space, table, device)
         return compute_shard(source, shard, workspace, run_id=job.run_id)
 
 
@@ -159,7 +165,7 @@ def load_source(space: FeatureSpace, table: TokenTable, device: str) -> Gradient
     Raises:
         InvalidModel: the engine's gradients of the first two samples are not those of plain autograd.
     """
-    model = load_adapter(space.model.settings, checkpoint_folder(space.checkpoint), device)
+    model = load_adapter(space.model.settings, _folder(space), device)
     check_engine(model, table.take(table.sample_ids[:2]))
     return GradientSource(space, model, checkpoint_moments(space, model), table)
 
@@ -168,7 +174,7 @@ def switch_source(source: GradientSource, space: FeatureSpace) -> GradientSource
     """Return a source whose loaded model has been given another checkpoint's adapter."""
     if space == source.space:
         return source
-    replace_adapter(source.model, space.model.settings, checkpoint_folder(space.checkpoint))
+    replace_adapter(source.model, space.model.settings, _folder(space))
     return GradientSource(space, source.model, checkpoint_moments(space, source.model), source.table)
 
 
@@ -186,16 +192,16 @@ def compute_shard(source: GradientSource, shard: Shard, workspace: Workspace, *,
     )
 
 
-def checkpoint_folder(checkpoint: CheckpointRef) -> Path:
-    """Return the folder of a checkpoint."""
-    return Path(checkpoint.training.path) / f"checkpoint-{checkpoint.index}"
+def _folder(space: FeatureSpace) -> Path:
+    assert space.checkpoint is not None, "gradients are those of a checkpoint"
+    return checkpoint_folder(space.checkpoint)
 
 
 def checkpoint_moments(space: FeatureSpace, model: PeftModel) -> AdamMoments | None:
     """Return the optimiser state of a checkpoint, or None for plain gradients."""
     if space.kind == "plain":
         return None
-    return AdamMoments(*read_moments(checkpoint_folder(space.checkpoint), model))
+    return AdamMoments(*read_moments(_folder(space), model))
 
 
 def projection_of(space: FeatureSpace) -> Projection | None:
@@ -220,10 +226,11 @@ def usable_samples(
     store = open_store(space, workspace)
     excluded = tuple(store.excluded[sample] for sample in sample_ids if sample in store.excluded)
     if len(excluded) > max_excluded_fraction * len(sample_ids):
+        what = "feature" if space.kind == "forward" else "gradient"
         reasons = [exclusion.reason for exclusion in excluded]
         counts = ", ".join(f"{reason}: {reasons.count(reason)}" for reason in sorted(set(reasons)))
         raise TooManyExcluded(
-            f"{len(excluded)} of {len(sample_ids)} samples have no usable gradient ({counts}), above "
+            f"{len(excluded)} of {len(sample_ids)} samples have no usable {what} ({counts}), above "
             f"features.max_excluded_fraction={max_excluded_fraction}; mend the pool or raise the limit"
         )
     if missing := store.missing(sample_ids):

@@ -1,13 +1,15 @@
 """The model of a run, named by what it holds rather than by where it lies."""
 
+from pathlib import Path
 from typing import Literal
 
 from clusterucb_core.artifacts import fingerprint
+from clusterucb_core.errors import InvalidModel
 from clusterucb_core.features.projections import ProjectionName
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.chat import ChatFormat, chat_format
-from clusterucb_core.lm.loading import load_tokenizer, model_fingerprint, resolve_dtype
-from clusterucb_core.lm.lora import count_parameters
+from clusterucb_core.lm.loading import load_tokenizer, model_fingerprint, position_limit, resolve_dtype
+from clusterucb_core.lm.lora import count_base_parameters, count_parameters
 from clusterucb_core.lm.settings import ModelSettings
 from clusterucb_core.lm.templates import read_template
 from clusterucb_core.records import ArtifactRef
@@ -31,16 +33,18 @@ class CheckpointRef(Frozen):
 
 
 class FeatureSpace(StageSpec):
-    """What makes two features comparable: model, checkpoint, kind of gradient, projection.
+    """What makes two features comparable: model, checkpoint, kind of feature, projection.
 
-    `kind` is `adam` for pool samples (the gradient seen through the optimiser) and `plain` for targets.
+    `kind` is `adam` for the gradients of pool samples (seen through the optimiser), `plain` for those of
+    targets, and `forward` for what the forward pass alone tells of either. Without a checkpoint the features
+    are those of the base model.
     """
 
     stage: str = "features"
     version: int = 1
     model: ModelRef
-    checkpoint: CheckpointRef
-    kind: Literal["adam", "plain"]
+    checkpoint: CheckpointRef | None
+    kind: Literal["adam", "plain", "forward"]
     projection: ProjectionName
     projection_dim: int
     seed: int
@@ -60,6 +64,41 @@ def resolve_model(settings: ModelSettings, device: str) -> ModelRef:
     content["chat_template"] = read_template(resolved.chat_template)
     digest = fingerprint(model_fingerprint(resolved.base), content)
     return ModelRef(settings=resolved, digest=digest, n_parameters=total, n_lora_parameters=lora)
+
+
+def resolve_proxy(settings: ModelSettings, base: str, device: str) -> ModelRef:
+    """Return a smaller model that stands in for the model of a run, without an adapter.
+
+    It keeps the run's precision and length limit, as far as it reads so much, and has a template of its own.
+
+    Args:
+        settings: of the model that it stands in for.
+        base: folder or hub id of the proxy.
+        device: a resolved device name.
+
+    Raises:
+        InvalidModel: the proxy cannot be found or read.
+    """
+    own = settings.model_copy(update={"base": base, "chat_template": None})
+    try:
+        positions = position_limit(own)
+        length = own.max_length if positions is None else min(own.max_length, positions)
+        resolved = resolve_dtype(own.model_copy(update={"max_length": length}), device)
+        content = resolved.model_dump(mode="json", include={"dtype", "max_length"})
+        digest = fingerprint("proxy", model_fingerprint(base), content)
+        return ModelRef(
+            settings=resolved,
+            digest=digest,
+            n_parameters=count_base_parameters(resolved),
+            n_lora_parameters=0,
+        )
+    except InvalidModel as error:
+        raise InvalidModel(str(error).replace("model.base", "selection.proxy_model")) from error
+
+
+def checkpoint_folder(checkpoint: CheckpointRef) -> Path:
+    """Return the folder of a checkpoint."""
+    return Path(checkpoint.training.path) / f"checkpoint-{checkpoint.index}"
 
 
 def open_chat(model: ModelRef) -> ChatFormat:

@@ -88,6 +88,24 @@ def read_target_gradients(
     Raises:
         InvalidTarget: a validation row has no usable gradient.
     """
+    own = [plain_space(space) for space in spaces]
+    return read_target_features(target_ref, own, workspace, aggregate=aggregate)
+
+
+def read_target_features(
+    target_ref: ArtifactRef, spaces: Sequence[FeatureSpace], workspace: Workspace, *, aggregate: Aggregate
+) -> TargetGradients:
+    """Return the features of the target's validation rows in spaces of the target's own.
+
+    Args:
+        target_ref: the target.
+        spaces: spaces that hold features of its rows.
+        workspace: where the features lie.
+        aggregate: as in `read_target_gradients`.
+
+    Raises:
+        InvalidTarget: a validation row has no usable feature.
+    """
     target = read_target(target_ref)
     subtasks, subtask = subtask_index(target)
     if aggregate == "round_robin_validation":
@@ -95,15 +113,16 @@ def read_target_gradients(
         subtasks = [f"row {row + 1}" for row in subtask]
     ids = [row.row_id for row in target.validation]
     for space in spaces:
-        excluded = open_store(plain_space(space), workspace).excluded
+        excluded = open_store(space, workspace).excluded
+        what = "forward-only feature" if space.kind == "forward" else "gradient"
         for row, sample in enumerate(ids):
             if sample in excluded:
                 reason = excluded[sample]
                 raise InvalidTarget(
-                    f"validation row {row + 1} of target {target.name!r} has no gradient: {reason.reason} "
+                    f"validation row {row + 1} of target {target.name!r} has no {what}: {reason.reason} "
                     f"({reason.detail}); mend or remove the row"
                 )
-    gradients = tuple(read_features(plain_space(space), ids, workspace) for space in spaces)
+    gradients = tuple(read_features(space, ids, workspace) for space in spaces)
     return TargetGradients(gradients, subtask, tuple(subtasks))
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from pydantic import Field
 
 from clusterucb_core.artifacts import MANIFEST
+from clusterucb_core.cost import CostTable
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.influence import Judgement, judge
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.separation import chance_warning
-from clusterucb_core.stages.accounting import selection_cost
+from clusterucb_core.stages.accounting import NeededCost, needed_cost
 from clusterucb_core.stages.drawn import read_certificate, read_separation
 from clusterucb_core.stages.draws import DrawSpec
 from clusterucb_core.stages.evaluation import read_results
@@ -42,6 +44,8 @@ class SubjectSummary(Frozen):
     """One line of a run's result; None where it was not measured.
 
     What is estimated comes from the audit of the last selection, with the ends of its 95 % interval.
+    `gradient_evaluations`, `selection_flops` and `cost`, which is both by stage, are what its selections rest
+    on, whoever computed it; `full_selection_flops` is what selections without a budget would take.
     """
 
     subject: str
@@ -53,6 +57,9 @@ class SubjectSummary(Frozen):
     loss_low: float | None
     loss_high: float | None
     gradient_evaluations: int | None
+    selection_flops: float | None = None
+    full_selection_flops: float | None = None
+    cost: CostTable = Field(default_factory=dict)
     estimated_captured: float | None = None
     captured_low: float | None = None
     captured_high: float | None = None
@@ -99,6 +106,7 @@ def summarise(
         workspace: where artifacts lie.
     """
     ids = selected_ids(trajectory.periods[-1].draws) if trajectory.periods else []
+    cost = _cost(trajectory, workspace)
     judgement = _judgement(trajectory, oracle_spaces, workspace)
     losses = [result for result in read_results(evaluation, trajectory.subject) if result.metric == "loss"]
     return SubjectSummary(
@@ -110,7 +118,10 @@ def summarise(
         loss=losses[0].value if losses else None,
         loss_low=losses[0].low if losses else None,
         loss_high=losses[0].high if losses else None,
-        gradient_evaluations=_evaluations(trajectory, workspace) if trajectory.periods else None,
+        gradient_evaluations=None if cost is None else cost.evaluations,
+        selection_flops=None if cost is None else cost.flops,
+        full_selection_flops=None if cost is None else cost.full_flops,
+        cost={} if cost is None else cost.by_stage,
         **_estimates(trajectory),
     )
 
@@ -153,7 +164,7 @@ def work_since(
 ) -> Work:
     """Return what was computed since a time (seconds since the epoch), by the age of what lies on disk."""
     evaluations = 0
-    for space in dict.fromkeys(spaces):
+    for space in dict.fromkeys(space for space in spaces if space.kind != "forward"):
         store = open_store(space, workspace)
         fresh = [shard for shard in store.shards.values() if _is_newer(shard.folder, started_at)]
         evaluations += sum(len(shard.places) for shard in fresh)
@@ -170,10 +181,9 @@ def _sources(pool: ArtifactRef, ids: Sequence[str]) -> dict[str, int]:
     return dict(sorted(Counter(frame.filter(pl.col("sample_id").is_in(ids))["source"]).items()))
 
 
-def _evaluations(trajectory: Trajectory, workspace: Workspace) -> int:
-    """Return the gradients that a subject's selections rest on, whoever computed them."""
-    costs = [selection_cost(period.spec, period.draws, workspace, "") for period in trajectory.periods]
-    return sum(cost.computed + cost.reused for cost in costs)
+def _cost(trajectory: Trajectory, workspace: Workspace) -> NeededCost | None:
+    selections = [(period.spec, period.draws) for period in trajectory.periods]
+    return needed_cost(selections, workspace) if selections else None
 
 
 def _estimates(trajectory: Trajectory) -> dict[str, float | None]:

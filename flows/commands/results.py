@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from flows.rendering import count, counted, decimal, interval, print_table, say
+from flows.rendering import count, counted, decimal, interval, percent, print_table, say
 
 if TYPE_CHECKING:
     from clusterucb_core.outcome import RunResult
@@ -25,7 +25,7 @@ def print_targets(result: "RunResult") -> None:
 
 
 def print_subjects(subjects: "Sequence[SubjectSummary]") -> None:
-    """Print one line for the selection and each baseline."""
+    """Print one line for the selection and each baseline, and what their selections took."""
     headers = [
         "subject",
         "selected",
@@ -52,6 +52,24 @@ def print_subjects(subjects: "Sequence[SubjectSummary]") -> None:
             recall = interval(subject.estimated_recall, subject.recall_low, subject.recall_high)
             seen = f"captured influence {captured}, recall {recall}" if captured else f"recall {recall}"
             say(f"\nestimated from the audit of {subject.subject} [95 %]: {seen}")
+    _print_costs(subjects)
+
+
+def _print_costs(subjects: "Sequence[SubjectSummary]") -> None:
+    """Print gradients and operations by stage of each subject, and all operations beside full selection's."""
+    rows: list[list[object]] = []
+    for subject in subjects:
+        for stage, cost in subject.cost.items():
+            gradients, flops = count(int(cost["gradient_evaluations"])), cost["flops"]
+            share = percent(flops, subject.full_selection_flops or 0)
+            rows.append([subject.subject, stage, gradients, f"{flops:.2e}", share])
+        if subject.cost:
+            flops, full = subject.selection_flops or 0.0, subject.full_selection_flops or 0.0
+            rows.append([subject.subject, "total", count(subject.gradient_evaluations), f"{flops:.2e}"])
+            rows[-1].append(percent(flops, full))
+    if rows:
+        headers = ["cost", "stage", "gradient evaluations", "operations", "of full selection"]
+        print_table(headers, rows, gap=True, left=2)
 
 
 def print_next_steps(result: "RunResult") -> None:

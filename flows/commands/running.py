@@ -169,6 +169,9 @@ def _print_estimate(estimate: "Estimate") -> None:
     print_table(
         ["gradient evaluations, at most", ""], [[name, count(value)] for name, value in stages], gap=True
     )
+    if estimate.forward_passes:
+        passes = [[name, count(value)] for name, value in estimate.forward_passes.items()]
+        print_table(["forward passes without a gradient, at most", ""], passes, gap=True)
     disk = [[name, size(value)] for name, value in estimate.disk_bytes.items()]
     print_table(["disk, at most", ""], disk, gap=True)
     print_table(

@@ -63,6 +63,7 @@ def print_summary(summary: "SelectionSummary") -> None:
         "unspent": count(summary.unspent_samples),
         "gradient evaluations": count(summary.gradient_evaluations),
         "reused, computed before": count(summary.gradient_evaluations_reused),
+        "operations": _operations(summary),
         "of the target": count(summary.target_gradient_evaluations),
         "estimated recall": recall or "not audited",
         "estimated captured influence": captured or ("not audited" if recall is None else None),
@@ -78,6 +79,13 @@ def print_summary(summary: "SelectionSummary") -> None:
     warning = None if summary.separation_p is None else chance_warning(summary.separation_p)
     if warning is not None:
         say(f"\nwarning: target {summary.target!r}: {warning}")
+
+
+def _operations(summary: "SelectionSummary") -> str | None:
+    flops, full = summary.selection_flops, summary.full_selection_flops
+    if flops is None:
+        return None
+    return f"{flops:.2e}" + (f", {percent(flops, full)} of full selection's" if full else "")
 
 
 def print_cost(summary: "SelectionSummary") -> None:

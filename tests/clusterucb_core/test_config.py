@@ -165,7 +165,11 @@ def test_relative_paths_start_at_the_file(write, tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "chat.jinja").write_text("{{ messages }}")
     sources = [{"path": "data/*.jsonl"}, {"path": "/elsewhere/b.csv"}]
-    path = write(pool={"sources": sources}, model={"base": "model", "chat_template": "chat.jinja"})
+    path = write(
+        pool={"sources": sources},
+        model={"base": "model", "chat_template": "chat.jinja"},
+        selection={"proxy_model": "model"},
+    )
     monkeypatch.chdir("/")
     config, _ = load_config(path)
     assert [source.path for source in config.pool.sources] == [
@@ -173,14 +177,15 @@ def test_relative_paths_start_at_the_file(write, tmp_path, monkeypatch):
         "/elsewhere/b.csv",
     ]
     assert config.all_targets[0].validation == str(tmp_path / "target.jsonl")
-    assert config.model.base == str(tmp_path / "model")
+    assert config.model.base == config.selection.proxy_model == str(tmp_path / "model")
     assert config.model.chat_template == str(tmp_path / "chat.jinja")
 
 
 @pytest.mark.parametrize("template", ["{% for m in messages %}$5{% endfor %}", "x" * 9000, None])
 def test_a_hub_id_and_a_template_text_are_left_alone(write, template):
-    config, _ = load_config(write(model={"base": "some/model", "chat_template": template}))
-    assert config.model.base == "some/model"
+    model = {"base": "some/model", "chat_template": template}
+    config, _ = load_config(write(model=model, selection={"proxy_model": "some/model"}))
+    assert config.model.base == config.selection.proxy_model == "some/model"
     assert config.model.chat_template == template
 
 

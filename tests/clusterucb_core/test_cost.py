@@ -7,6 +7,7 @@ from clusterucb_core.cost import (
     StageCost,
     add_cost,
     cost_by_stage,
+    forward_cost,
     forward_flops,
     full_selection_cost,
     gradient_cost,
@@ -26,6 +27,13 @@ def test_operations_by_hand_for_a_7b_model_and_400_tokens():
 def test_full_selection_takes_a_gradient_of_every_sample_at_every_checkpoint():
     full = full_selection_cost(n_samples=1000, n_checkpoints=4, n_parameters=10, n_tokens=50_000)
     assert full == StageCost(gradient_evaluations=4000, flops=4 * 4 * 10 * 50_000)
+
+
+def test_a_forward_pass_alone_counts_as_no_gradient_and_half_the_operations():
+    cost = forward_cost(n_parameters=7_000_000_000, n_tokens=400)
+    assert cost == StageCost(gradient_evaluations=0, flops=5.6e12)
+    with_gradient = gradient_cost(n_samples=1, n_checkpoints=1, n_parameters=7_000_000_000, n_tokens=400)
+    assert with_gradient.flops == 2 * cost.flops
 
 
 def test_a_ledger_sums_by_stage_in_order_of_appearance():

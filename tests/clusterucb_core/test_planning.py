@@ -93,6 +93,40 @@ def test_what_is_computed_changes_the_run_and_its_selection(demo, plan, override
     assert found.selection_keys != plan.selection_keys
 
 
+PROXY = "selection={{policy: linucb, context: proxy, proxy_model: {}}}"
+
+
+def test_a_proxy_counts_by_its_content_wherever_it_lies(demo, plan, copy):
+    here, there = (
+        plan_of(demo.config, PROXY.format("model")),
+        plan_of(copy / "demo.yaml", PROXY.format("model")),
+    )
+    assert here.config.selection.proxy_model != there.config.selection.proxy_model
+    assert here.proxy.digest == there.proxy.digest
+    assert (here.run_id, here.selection_key) == (there.run_id, there.selection_key)
+    path = copy / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b" ")
+    changed = plan_of(demo.config, PROXY.format(copy / "model"))
+    assert changed.run_id != here.run_id
+    assert changed.selection_key != here.selection_key
+
+
+def test_a_proxy_that_no_policy_reads_is_not_even_looked_for(demo, plan):
+    found = plan_of(demo.config, "selection.proxy_model=./nowhere")
+    assert found.proxy is None
+    assert (found.run_id, found.selection_key) == (plan.run_id, plan.selection_key)
+
+
+def test_a_proxy_reads_no_more_than_its_positions_and_takes_no_adapter(demo, copy):
+    settings = json.loads((copy / "model" / "config.json").read_text()) | {"max_position_embeddings": 64}
+    (copy / "model" / "config.json").write_text(json.dumps(settings))
+    found = plan_of(demo.config, PROXY.format(copy / "model"))
+    assert found.proxy.settings.max_length == 64
+    assert found.model.settings.max_length > 64
+    assert found.proxy.n_lora_parameters == 0
+    assert found.proxy.n_parameters == found.model.n_parameters
+
+
 @pytest.fixture
 def copy(demo, tmp_path) -> Path:
     return Path(shutil.copytree(demo.config.parent, tmp_path / "copy"))
@@ -131,9 +165,10 @@ def test_a_template_counts_by_its_text_wherever_it_stands(copy):
 @pytest.mark.parametrize(
     ("override", "error", "message"),
     [
-        ("selection={policy: linucb, context: proxy}", InvalidConfig, "context=proxy is not available"),
+        ("selection={policy: linucb, context: proxy}", InvalidConfig, "selection.proxy_model names no model"),
+        (PROXY.format("pool"), InvalidModel, "pool cannot be loaded"),
+        (PROXY.format("./no"), InvalidModel, "selection.proxy_model='./no'"),
         ("selection.audit_fraction=0.5", BudgetError, "not below budget_fraction"),
-        ("clusters.features=hidden_state", InvalidConfig, "clusters.features=hidden_state is not available"),
         ("selection.top_fraction=0.5", BudgetError, "only drawn samples can be selected"),
         ("pool.sources=[{path: nothing.jsonl}]", InvalidPool, "matches no file"),
         ("target.validation=nothing.jsonl", InvalidTarget, "nothing.jsonl"),

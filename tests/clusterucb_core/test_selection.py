@@ -10,6 +10,7 @@ from clusterucb_core.bandit.policies import (
     UcbBeta,
     Uniform,
 )
+from clusterucb_core.clustering import ClusterSettings
 from clusterucb_core.errors import BudgetError, InvalidConfig
 from clusterucb_core.selection import (
     POLICY_NAMES,
@@ -19,6 +20,7 @@ from clusterucb_core.selection import (
     cold_start_of,
     is_bandit,
     known_policy,
+    needs_gradient_pass,
     share_of,
 )
 
@@ -97,10 +99,35 @@ def test_the_form_shows_a_list_of_policies():
     assert (field["type"], field["enum"]) == ("string", list(POLICY_NAMES))
 
 
-@pytest.mark.parametrize("context", ["hidden_state", "proxy"])
-def test_other_side_information_than_gradients_is_refused_with_a_sentence(context):
-    with pytest.raises(InvalidConfig, match=f"selection.context={context} is not available in this version"):
-        check_selection(SelectionSettings(policy="linucb", context=context))
+def test_a_proxy_context_without_a_proxy_is_refused_with_a_sentence():
+    with pytest.raises(InvalidConfig) as caught:
+        check_selection(SelectionSettings(policy="linucb", context="proxy"))
+    assert str(caught.value) == (
+        "selection.context=proxy, but selection.proxy_model names no model; give the folder or the hub id "
+        "of a smaller one, or set context to gradient or hidden_state"
+    )
+    check_selection(SelectionSettings(policy="ucb_beta", context="proxy"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "context", "clusters", "needed"),
+    [
+        ("linucb", "gradient", "gradient", True),
+        ("linucb", "gradient", "hidden_state", True),
+        ("linucb", "hidden_state", "gradient", True),
+        ("linucb", "hidden_state", "hidden_state", False),
+        ("linucb", "proxy", "hidden_state", False),
+        ("ucb_beta", "gradient", "gradient", True),
+        ("ucb_beta", "gradient", "hidden_state", False),
+        ("random", "gradient", "gradient", False),
+        ("full", "gradient", "gradient", False),
+    ],
+)
+def test_a_gradient_pass_is_needed_where_clusters_or_side_information_are_gradients(
+    policy, context, clusters, needed
+):
+    settings = SelectionSettings(policy=policy, context=context, proxy_model="some/model")
+    assert needs_gradient_pass(settings, ClusterSettings(features=clusters)) is needed
 
 
 def test_an_audit_that_takes_all_of_the_budget_is_refused_with_a_sentence():

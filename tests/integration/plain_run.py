@@ -5,6 +5,7 @@ As a script: `python plain_run.py CONFIG HOME [key.path=value ...]`.
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from clusterucb_core.config import load_config
 from clusterucb_core.outcome import RunResult, keep_result, target_results
 from clusterucb_core.planning import RunPlan, plan_run
 from clusterucb_core.records import ArtifactRef
-from clusterucb_core.selection import SelectionSettings, is_bandit, share_of
+from clusterucb_core.selection import SelectionSettings, is_bandit, needs_gradient_pass, share_of
+from clusterucb_core.stages.accounting import feature_spaces
 from clusterucb_core.stages.clusters import ClusterSpec, run_clustering
 from clusterucb_core.stages.draws import DrawSpec, run_draws
 from clusterucb_core.stages.evaluation import evaluation_spec, run_evaluation
@@ -30,7 +32,7 @@ from clusterucb_core.stages.intake import (
     shared_spec,
     validation_ids,
 )
-from clusterucb_core.stages.models import CheckpointRef, FeatureSpace
+from clusterucb_core.stages.models import CheckpointRef, FeatureSpace, ModelRef
 from clusterucb_core.stages.publication import (
     Evaluated,
     PeriodDraws,
@@ -41,6 +43,7 @@ from clusterucb_core.stages.publication import (
     publish_run,
 )
 from clusterucb_core.stages.scores import plain_space
+from clusterucb_core.stages.sides import ModelTokens, Sides, side_passes, sides_of
 from clusterucb_core.stages.summary import (
     SubjectSummary,
     TargetOutcome,
@@ -72,6 +75,7 @@ class Inputs:
     validation_tokens: ArtifactRef
     test_tokens: ArtifactRef
     candidates: ArtifactRef
+    proxy: ModelTokens | None
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def run_plain(config: Path, home: Path, *overrides: str, baselines: tuple[str, .
         for inputs, own in zip(targets, chosen, strict=True)
     ]
     trajectories = [trajectory for of_target in subjects for trajectory in of_target]
-    spaces = [space for item in trajectories for period in item.periods for space in period.spec.spaces]
+    spaces = [s for item in trajectories for period in item.periods for s in feature_spaces(period.spec)]
     clusterings = [period.spec.clustering for period in periods if period.spec.clustering]
     publish_features(spaces, targets[0].drawable, clusterings[:1], plan.workspace)
     each = len(chosen[0].periods)
@@ -159,9 +163,18 @@ def prepare(plan: RunPlan) -> list[Inputs]:
             ),
             test_tokens=run_tokens(TokensSpec(source=target, split="test", model=model), workspace),
             candidates=own,
+            proxy=proxy_tokens(plan, plan.proxy, pool=pool, target=target) if plan.proxy else None,
         )
         for spec, target, own in zip(plan.targets, targets, candidates, strict=True)
     ]
+
+
+def proxy_tokens(plan: RunPlan, model: ModelRef, *, pool: ArtifactRef, target: ArtifactRef) -> ModelTokens:
+    limit, seed = plan.config.pool.max_samples, plan.config.seed
+    samples = TokensSpec(source=pool, split="pool", model=model, max_samples=limit, seed=seed)
+    rows = TokensSpec(source=target, split="validation", model=model)
+    pair = [run_tokens(spec, plan.workspace) for spec in (samples, rows)]
+    return ModelTokens(model=model, pool=pair[0], validation=pair[1])
 
 
 def baseline_inputs(targets: list[Inputs], inputs: Inputs, name: str) -> Inputs:
@@ -190,12 +203,14 @@ def select_once(
         trainings.append(warmup(plan, inputs, later_steps=None))
         checkpoints = checkpoint_refs(trainings[0])
         spaces = tuple(space_of(plan, checkpoint) for checkpoint in checkpoints)
+        weights = checkpoint_weights(checkpoints)
+        sides = sides_for(plan, inputs, settings, first=spaces[0], counted=zip(spaces, weights, strict=True))
         featurize_target(plan, inputs, spaces)
-        for space in spaces[:1] if is_bandit(settings.policy) else spaces:
+        for space in () if is_bandit(settings.policy) else spaces:
             featurize(plan, space, inputs.tokens, candidate_ids(inputs.drawable))
-        found = cluster(plan, inputs, spaces[0])
-        update = {"spaces": spaces, "weights": checkpoint_weights(checkpoints)}
-        spec = spec.model_copy(update=update | {"clustering": found, "first_space": spaces[0]})
+        featurize_sides(plan, inputs, sides)
+        found = cluster(plan, inputs, sides.clusters)
+        spec = with_spaces(spec, spaces, weights, clustering=found, sides=sides)
     draws = run_draws(spec, plan.workspace, plan.execution)
     training = finetune_spec(config.finetune, plan.model, tokens=inputs.tokens, draws=draws, seed=config.seed)
     trainings.append(run_training(training, plan.workspace, plan.execution))
@@ -214,19 +229,19 @@ def select_every_epoch(
     warm = warmup_of(plan, inputs, config.finetune.epochs * epoch)
     checkpoint, periods, clustering = checkpoint_refs(trainings[0])[-1], [], None
     first = space_of(plan, checkpoint)
+    full_first = needs_gradient_pass(settings, config.clusters)
     for period in range(1, config.finetune.epochs + 1):
-        policy = "full" if period == 1 and is_bandit(settings.policy) else settings.policy
-        spec = draw_spec(
-            plan, inputs, settings.model_copy(update={"policy": policy}), period=period, seed=seed
-        )
-        if policy != "random":
+        drawn = settings.model_copy(update={"policy": "full"}) if period == 1 and full_first else settings
+        spec = draw_spec(plan, inputs, drawn, period=period, seed=seed)
+        if drawn.policy != "random":
             space = space_of(plan, checkpoint)
+            sides = sides_for(plan, inputs, drawn, first=first, counted=[(space, 1.0)])
             featurize_target(plan, inputs, (space,))
-            if policy == "full":
+            if drawn.policy == "full":
                 featurize(plan, space, inputs.tokens, candidate_ids(inputs.drawable))
-            clustering = clustering or cluster(plan, inputs, first)
-            update = {"spaces": (space,), "weights": (1.0,)}
-            spec = spec.model_copy(update=update | {"clustering": clustering, "first_space": first})
+            featurize_sides(plan, inputs, sides)
+            clustering = clustering or cluster(plan, inputs, sides.clusters)
+            spec = with_spaces(spec, (space,), (1.0,), clustering=clustering, sides=sides)
         draws = run_draws(spec, plan.workspace, plan.execution)
         periods.append(PeriodDraws(spec=spec, draws=draws))
         training = period_spec(config.finetune, warmup=warm, start=checkpoint, draws=draws, period=period)
@@ -294,7 +309,23 @@ def featurize_target(plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace, 
         featurize(plan, plain_space(space), inputs.validation_tokens, validation_ids(inputs.target))
 
 
-def featurize(plan: RunPlan, space: FeatureSpace, tokens: ArtifactRef, sample_ids: list[str]) -> None:
+def sides_for(plan: RunPlan, inputs: Inputs, settings: SelectionSettings, *, first, counted) -> Sides:
+    own = ModelTokens(model=plan.model, pool=inputs.tokens, validation=inputs.validation_tokens)
+    tokens = (own, inputs.proxy)
+    return sides_of(settings, plan.config.clusters, first=first, counted=list(counted), tokens=tokens)
+
+
+def featurize_sides(plan: RunPlan, inputs: Inputs, sides: Sides) -> None:
+    for item in side_passes(sides, inputs.drawable, inputs.target):
+        featurize(plan, item.space, item.tokens, item.sample_ids)
+
+
+def with_spaces(spec: DrawSpec, spaces, weights, *, clustering: ArtifactRef, sides: Sides) -> DrawSpec:
+    seen = {"clustering": clustering, "first_space": sides.clusters, "context": sides.context}
+    return spec.model_copy(update={"spaces": spaces, "weights": weights} | seen)
+
+
+def featurize(plan: RunPlan, space: FeatureSpace, tokens: ArtifactRef, sample_ids: Sequence[str]) -> None:
     """Compute the features that a space lacks, shard by shard."""
     keywords = {"workspace": plan.workspace, "execution": plan.execution, "run_id": plan.run_id}
     for job in plan_jobs(space, tokens, sample_ids, **keywords):

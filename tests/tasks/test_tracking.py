@@ -34,7 +34,8 @@ SMALL = ("pool.max_samples=60", "warmup.epochs=1", "finetune.epochs=1")
 SUBJECT = SubjectSummary(
     subject="random:0", n_selected=3, sources={"sums": 3}, captured_influence=0.25, recall=None, loss=1.5,
     loss_low=1.0, loss_high=2.0, gradient_evaluations=15, estimated_recall=0.5, recall_low=0.25,
-    recall_high=0.75, separation_p=0.001,
+    recall_high=0.75, separation_p=0.001, selection_flops=6e9, full_selection_flops=8e9,
+    cost={"context": {"gradient_evaluations": 0, "flops": 2e9}},
 )  # fmt: skip
 # Prefect leaves the client open that it makes for an artifact.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -164,6 +165,10 @@ def test_a_finished_run_holds_parameters_curves_and_files_and_takes_nothing_twic
     estimates = {key: run.data.metrics[f"random_0/{key}"] for key in ("estimated_recall", "separation_p")}
     assert estimates == {"estimated_recall": 0.5, "separation_p": 0.001}
     assert "random_0/estimated_captured" not in run.data.metrics
+    assert run.data.metrics["random_0/selection_flops"] == 6e9
+    assert run.data.metrics["random_0/full_selection_flops"] == 8e9
+    assert run.data.metrics["random_0/gradient_evaluations/context"] == 0
+    assert run.data.metrics["random_0/flops/context"] == 2e9
 
     folder = Path(client.download_artifacts(run.info.run_id, ""))
     assert yaml.safe_load((folder / "config.yaml").read_text("utf-8")) == plan.config.model_dump(mode="json")

@@ -130,7 +130,8 @@ def test_neighbours_infected_by_a_bad_sample_are_computed_again_alone(make_sampl
     from clusterucb_core.features.outcomes import batch_outcomes
 
     samples = make_samples()
-    outcomes = batch_outcomes(InfectiousEngine(samples[3].sample_id), samples, unit_rows=False)
+    engine = InfectiousEngine(samples[3].sample_id)
+    outcomes = batch_outcomes(engine.gradients, samples, limits=engine.limits, unit_rows=False)
     assert [outcome.reason for outcome in outcomes] == [None] * 3 + ["non_finite_loss"] + [None] * 3
 
 

@@ -13,6 +13,8 @@ PICKY = (
     "{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
+BY_STATES = ["clusters.features=hidden_state", "selection.context=hidden_state"]
+
 
 @pytest.fixture
 def pipeline(monkeypatch):
@@ -66,6 +68,20 @@ def result(**changes):
     return SimpleNamespace(**{**fields, **changes})
 
 
+def test_a_run_prints_what_each_stage_took_beside_full_selection(call, config_file, pipeline):
+    cost = {
+        "context": {"gradient_evaluations": 0, "flops": 1e9},
+        "selection": {"gradient_evaluations": 1200, "flops": 3e9},
+    }
+    took = {"selection_flops": 4e9, "full_selection_flops": 1e10, "cost": cost, "gradient_evaluations": 1200}
+    subject = result().subjects[0].model_copy(update=took)
+    pipeline(lambda config, execution: result(subjects=(subject,)))
+    lines = [line.split() for line in call("run", config_file).out.splitlines()]
+    assert ["selection", "context", "0", "1.00e+09", "10.0", "%"] in lines
+    assert ["selection", "selection", "1,200", "3.00e+09", "30.0", "%"] in lines
+    assert ["selection", "total", "1,200", "4.00e+09", "40.0", "%"] in lines
+
+
 @pytest.mark.parametrize("command", ["run", "check", "ingest"])
 def test_a_missing_file_is_bad_usage(call, tmp_path, command):
     outcome = call(command, tmp_path / "absent.yaml")
@@ -88,7 +104,11 @@ def test_a_missing_file_is_bad_usage(call, tmp_path, command):
         ("target.validation=absent.jsonl", "absent.jsonl"),
         ("model.base=/absent", "/absent"),
         ("pool.sources=[{path: absent.jsonl}]", "absent.jsonl"),
-        ("selection={policy: linucb, context: proxy}", "not available"),
+        ("selection={policy: linucb, context: proxy}", "selection.proxy_model names no model"),
+        (
+            "selection={policy: linucb, context: proxy, proxy_model: /absent}",
+            "selection.proxy_model='/absent'",
+        ),
         ("selection.audit_fraction=0.9", "certificate"),
         ("selection.top_fraction=0.5", "raise the budget"),
         ("selection={aggregate: round_robin, early_stop: 0.1}", "set early_stop to 0"),
@@ -211,6 +231,16 @@ def test_check_counts_gradients_by_stage_and_leaves_no_file(call, config_file, h
             ["evaluate.baselines=[full]"],
             {"clustering": 200, "selection": 80, "baseline full": 320, "target": 6},
         ),
+        # hidden states: the budget at every checkpoint, the first one included, in either mode
+        (BY_STATES, {"selection": 120, "target": 6}),
+        ([*BY_STATES, "mode=dynamic"], {"selection": 80, "target": 4}),
+        # without its own gradient pass, a dynamic run shares its first draws with the full baseline
+        (
+            [*BY_STATES, "mode=dynamic", "evaluate.baselines=[full]"],
+            {"selection": 80, "baseline full": 360, "target": 6},
+        ),
+        # gradients as side information take the pass that clusters did without
+        (["clusters.features=hidden_state"], {"context": 200, "selection": 80, "target": 6}),
         (["selection.policy=full"], {"selection": 600, "target": 6}),
         (["selection.policy=random"], {"target": 0}),
         (["pool.max_samples=100"], {"clustering": 100, "selection": 40, "target": 6}),
@@ -227,6 +257,9 @@ def test_check_knows_what_stages_share(call, config_file, overrides, wanted):
         # static: one pass, then at most all of 200 at each of two checkpoints
         ([], {"clustering": 200, "selection": 160, "target": 9}, 600),
         (["selection.budget_fraction=0.6"], {"clustering": 200, "selection": 400, "target": 9}, 600),
+        # hidden states: both targets may draw the same at the first checkpoint, and in static mode at all
+        (BY_STATES, {"selection": 240, "target": 9}, 600),
+        ([*BY_STATES, "mode=dynamic"], {"selection": 160, "target": 6}, 600),
         # dynamic: one pass, then each target's own draws and own full selection at its own checkpoint
         (["mode=dynamic"], {"clustering": 200, "selection": 80, "target": 6}, 600),
         (
@@ -248,6 +281,44 @@ def test_check_warns_of_the_target_that_is_odd(call, two_targets):
     shown = call("check", two_targets, "--set", "model.max_length=3").out
     assert "warning: 1 of 1 validation rows of target 'more' are cut to model.max_length=3" in shown
     assert "warning: target 'more' has no test rows" in shown
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        ([], {}),
+        (BY_STATES, {"clustering": 200, "target": 6}),
+        (["selection.context=hidden_state"], {"context": 200, "target": 6}),
+        (["selection.policy=ucb_beta", "clusters.features=hidden_state"], {"clustering": 200}),
+        (
+            [BY_STATES[0], "selection.context=proxy", "selection.proxy_model=MODEL"],
+            {"clustering": 200, "context": 200, "target": 2},
+        ),
+    ],
+)
+def test_check_counts_forward_passes_apart(call, config_file, model_folder, overrides, wanted):
+    named = [override.replace("MODEL", str(model_folder)) for override in overrides]
+    flags = [flag for override in named for flag in ("--set", override)]
+    assert json.loads(call("check", config_file, "--json", *flags).out)["forward_passes"] == wanted
+    assert ("forward passes" in call("check", config_file, *flags).out) == bool(wanted)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (["selection.context=hidden_state"], "set clusters.features=hidden_state to save it"),
+        (["clusters.features=hidden_state"], "set selection.context=hidden_state to save it"),
+        (
+            ["selection.policy=ucb_beta", "selection.context=proxy"],
+            "policy ucb_beta reads no side information",
+        ),
+        (["selection.proxy_model=model"], "selection.proxy_model is not used"),
+    ],
+)
+def test_check_says_how_to_save_a_gradient_pass_and_what_is_not_read(call, config_file, overrides, wanted):
+    flags = [flag for override in overrides for flag in ("--set", override)]
+    assert wanted in call("check", config_file, *flags).out
+    assert "to save it" not in call("check", config_file, *(f for o in BY_STATES for f in ("--set", o))).out
 
 
 def test_check_uses_a_pool_that_was_ingested(call, config_file, monkeypatch):

@@ -1,0 +1,114 @@
+"""Forward-only features of samples: what a model's last layer tells without a backward pass.
+
+A feature holds four parts, each of unit length, all with one weight: the sketch of the mean outer product of
+final hidden state and error, the mean error, the mean final hidden state over supervised positions, and that
+over all tokens. What a feature is made of stands here alone: `PARTS` and `part_of`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from clusterucb_core.features.batches import plan_batches
+from clusterucb_core.features.engine import BatchGradients
+from clusterucb_core.features.gradients import UnusableSamples
+from clusterucb_core.features.last_layer import LastLayer
+from clusterucb_core.features.outcomes import FeatureBatch, batch_outcomes, feature_batch
+from clusterucb_core.features.token_rows import TokenRow, unusable_reason
+from clusterucb_core.records import FloatArray, IntArray
+
+OUTER_WIDTH = 4096
+PartName = Literal["outer", "error", "supervised", "all_tokens"]
+# in the order in which they lie in a feature: `outer` is as wide as its sketch, the others as the model
+PARTS: tuple[PartName, ...] = get_args(PartName)
+
+
+def forward_parts(
+    model: nn.Module,
+    samples: Sequence[TokenRow],
+    *,
+    width: int = OUTER_WIDTH,
+    seed: int = 0,
+    max_batch_tokens: int = 4096,
+) -> dict[str, NDArray[np.float32]]:
+    """Return the parts of forward-only features as they are, not scaled, in the order of the samples.
+
+    Args:
+        model: a causal language model, with an adapter or without. Its training mode is left as it was.
+        samples: at least one record with `.input_ids` and `.labels` (-100 = masked).
+        width: entries of the sketch of outer products; where these have no more, they are kept whole.
+        seed: of the sketch.
+        max_batch_tokens: padded tokens of one batch.
+
+    Returns:
+        `outer` [n, width], `error`, `supervised` and `all_tokens` [n, h], `losses` [n], all float32.
+
+    Raises:
+        UnusableSamples: samples without a supervised token, or longer than the model reads.
+        InvalidModel: no output head, or token ids outside the vocabulary.
+    """
+    layer = LastLayer(model, width=width, seed=seed)
+    bad = [(i, found[0]) for i, s in enumerate(samples) if (found := unusable_reason(s, layer.limits))]
+    if bad:
+        raise UnusableSamples(tuple(i for i, _ in bad), tuple(reason for _, reason in bad))
+    lengths = np.array([len(sample.input_ids) for sample in samples], dtype=np.int64)
+    batches = plan_batches(lengths, max_batch_tokens=max_batch_tokens)
+    found = [layer.parts([samples[index] for index in batch]) for batch in batches]
+    order = np.argsort(np.concatenate(batches))
+    names = (*PARTS, "losses")
+    return {
+        name: torch.cat([getattr(part, name) for part in found]).float().cpu().numpy()[order]
+        for name in names
+    }
+
+
+@dataclass(frozen=True)
+class ForwardFeatures:
+    """Computes forward-only features of planned batches, with unusable samples set apart."""
+
+    layer: LastLayer
+
+    def entries(self) -> int:
+        """Return how many entries a feature has."""
+        return self.layer.width + (len(PARTS) - 1) * self.layer.hidden
+
+    def iterate(self, samples: Sequence[TokenRow], batches: Sequence[IntArray]) -> Iterator[FeatureBatch]:
+        """Yield unit rows of planned batches, one `FeatureBatch` each, as `iter_gradient_features` does.
+
+        Raises:
+            InvalidModel: token ids outside the vocabulary.
+        """
+        for batch in batches:
+            chosen = [samples[index] for index in batch]
+            outcomes = batch_outcomes(self._features, chosen, limits=self.layer.limits, unit_rows=True)
+            yield feature_batch(batch, outcomes, width=self.entries())
+
+    def _features(self, samples: Sequence[TokenRow]) -> BatchGradients:
+        parts = self.layer.parts(samples)
+        # a part of zeros stays one, so that a sample without any error can be told from a broken one
+        rows = [functional.normalize(getattr(parts, name), dim=1, eps=1e-30) for name in PARTS]
+        largest = torch.linalg.vector_norm(parts.error, float("inf"), dim=1)
+        return BatchGradients(torch.cat(rows, dim=1), parts.losses, largest)
+
+
+def part_of(features: FloatArray, name: PartName, *, width: int) -> FloatArray:
+    """Return one part of forward-only features [n, d] as rows of unit length.
+
+    Args:
+        features: features whose sketch has `width` entries.
+        name: one of `PARTS`.
+        width: entries of the sketch.
+
+    Returns:
+        float32 [n, width] for `outer`, else [n, h].
+    """
+    sizes = [width, *[(features.shape[1] - width) // (len(PARTS) - 1)] * (len(PARTS) - 1)]
+    start = sum(sizes[: PARTS.index(name)])
+    part = features[:, start : start + sizes[PARTS.index(name)]]
+    return part / np.linalg.norm(part, axis=1, keepdims=True)

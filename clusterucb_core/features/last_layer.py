@@ -1,0 +1,176 @@
+"""What one forward pass tells of samples: final hidden states, and the gradient of the loss there.
+
+The error of a token is the gradient of its loss w.r.t. the final hidden state h:
+`e = W^T (softmax(W h) - onehot(y))`. It takes the forward pass and one product with the head, and no backward
+pass through the model. The mean of outer(h, e) over a sample's tokens is the gradient of a square matrix put
+in front of the head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from clusterucb_core.errors import InvalidModel
+from clusterucb_core.features.hooks import evaluating
+from clusterucb_core.features.losses import (
+    LossModel,
+    head_logits,
+    loss_model,
+    model_inputs,
+    sample_means,
+    token_losses,
+)
+from clusterucb_core.features.projections import Projector, RollSketch
+from clusterucb_core.features.token_rows import PaddedBatch, TokenLimits, TokenRow, pad_batch
+
+HEAD_POSITIONS = 1024  # so many logits rows are held at once
+OUTER_ENTRIES = 2**20  # so many entries of an outer product belong to one block of the sketch
+HELD_ENTRIES = 2**22  # so many entries of outer products are held at once
+
+
+@dataclass(frozen=True)
+class ForwardParts:
+    """What the forward pass of b samples gave; means are over supervised positions where not said otherwise.
+
+    `supervised` [b, h], the mean final hidden state; `all_tokens` [b, h], its mean over all tokens; `error`
+    [b, h], the mean error; `outer` [b, width], the sketch of the mean outer product of state and error, with
+    zeros at its end where that has fewer entries; `losses` [b].
+    """
+
+    supervised: Tensor
+    all_tokens: Tensor
+    error: Tensor
+    outer: Tensor
+    losses: Tensor
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """States, errors [m, h] and losses [m] at the supervised positions, and states [b, t, h] at all."""
+
+    states: Tensor
+    errors: Tensor
+    losses: Tensor
+    every: Tensor
+
+
+class LastLayer:
+    """Runs one model forward. One thread at a time may use a model.
+
+    Args of the constructor: `model`, a causal language model, with an adapter or without; `width` of the
+    sketch of outer products; `seed` of that sketch. It raises InvalidModel where there is no output head.
+    """
+
+    def __init__(self, model: nn.Module, *, width: int, seed: int) -> None:
+        self._model = model
+        self._parts: LossModel = loss_model(model)
+        self.width = width
+        self.hidden = _head_inputs(model)
+        wide = any(parameter.dtype == torch.float64 for parameter in model.parameters())
+        self._dtype = torch.float64 if wide else torch.float32
+        self._projector = Projector(RollSketch(dim=width, seed=seed), self._parts.device, self._dtype)
+
+    @property
+    def limits(self) -> TokenLimits:
+        """What the model can read."""
+        return self._parts.limits
+
+    def parts(self, samples: Sequence[TokenRow]) -> ForwardParts:
+        """Return what the forward pass of one batch of usable samples gives, in their order."""
+        with evaluating(self._model), torch.inference_mode(mode=False), torch.no_grad():
+            batch = pad_batch(samples, self._parts.device)
+            apart = self._parts.body is not None
+            found = _from_body(self._parts, batch) if apart else _from_whole(self._parts, batch)
+            states, errors = found.states.to(self._dtype), found.errors.to(self._dtype)
+            return ForwardParts(
+                supervised=sample_means(states, batch),
+                all_tokens=_means_over_all(found.every.to(self._dtype), batch),
+                error=sample_means(errors, batch),
+                outer=self._outer(states, errors, batch),
+                losses=sample_means(found.losses, batch),
+            )
+
+    def _outer(self, states: Tensor, errors: Tensor, batch: PaddedBatch) -> Tensor:
+        """Sketch each sample's mean outer product [h * h], a block of its rows at a time."""
+        hidden, counts = states.shape[1], batch.counts.tolist()
+        pairs = list(zip(states.split(counts), errors.split(counts), counts, strict=True))
+        out = torch.zeros(len(pairs), self.width, device=states.device, dtype=self._dtype)
+        # blocks depend on the model alone: they name the random signs
+        rows = max(1, OUTER_ENTRIES // hidden)
+        group = max(1, HELD_ENTRIES // (rows * hidden))
+        for start, first in product(range(0, hidden, rows), range(0, len(pairs), group)):
+            some = pairs[first : first + group]
+            block = torch.stack([h[:, start : start + rows].T @ e / count for h, e, count in some]).flatten(1)
+            place = out[first : first + group]
+            if hidden * hidden <= self.width:
+                place[:, start * hidden : start * hidden + block.shape[1]] = block
+            else:
+                self._projector.add(f"outer:{start}", block, place)
+        return out
+
+
+def _from_body(parts: LossModel, batch: PaddedBatch) -> _Positions:
+    """Run the body, then the head at the supervised positions alone."""
+    assert parts.body is not None, "this model's body and head lie apart"
+    every = parts.body(**model_inputs(parts, batch)).last_hidden_state
+    states = every.reshape(-1, every.shape[-1]).index_select(0, batch.positions)
+    errors: list[Tensor] = []
+    losses: list[Tensor] = []
+    for chunk, targets in zip(states.split(HEAD_POSITIONS), batch.targets.split(HEAD_POSITIONS), strict=True):
+        with torch.enable_grad():
+            leaf = chunk.detach().requires_grad_(True)
+            found = token_losses(head_logits(parts, leaf), targets)
+            errors.append(torch.autograd.grad(found.sum(), leaf)[0])
+        losses.append(found.detach())
+    return _Positions(states, torch.cat(errors), torch.cat(losses), every)
+
+
+def _from_whole(parts: LossModel, batch: PaddedBatch) -> _Positions:
+    """Run a model whose head cannot be called by itself, and start the graph at the head's input."""
+    head = _output_head(parts.whole)
+    cut: list[Tensor] = []
+
+    def start_graph(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        torch.set_grad_enabled(True)
+        cut.append(inputs[0].detach().requires_grad_(True))
+        return (cut[-1], *inputs[1:])
+
+    handle = head.register_forward_pre_hook(start_graph)
+    try:
+        logits = parts.whole(**model_inputs(parts, batch)).logits
+        chosen = logits.reshape(-1, logits.shape[-1]).index_select(0, batch.positions)
+        losses = token_losses(chosen, batch.targets)
+        (gradient,) = torch.autograd.grad(losses.sum(), cut[-1])
+    finally:
+        handle.remove()
+        torch.set_grad_enabled(False)
+    every, errors = cut[-1].detach(), gradient.reshape(-1, gradient.shape[-1])
+    states = every.reshape(-1, every.shape[-1]).index_select(0, batch.positions)
+    return _Positions(states, errors.index_select(0, batch.positions), losses.detach(), every)
+
+
+def _output_head(model: nn.Module) -> nn.Module:
+    unwrap = getattr(model, "get_base_model", None)
+    causal: Any = unwrap() if callable(unwrap) else model
+    head = causal.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        raise InvalidModel(f"{type(causal).__name__} has no output head; use a causal language model")
+    return head
+
+
+def _head_inputs(model: nn.Module) -> int:
+    """Return how wide the final hidden states are that an output head reads."""
+    head = _output_head(model)
+    return int(getattr(head, "in_features", 0)) or int(cast("Tensor", head.weight).shape[1])
+
+
+def _means_over_all(states: Tensor, batch: PaddedBatch) -> Tensor:
+    """Return the mean [b, h] of states [b, t, h] over each sample's own tokens."""
+    mask = batch.attention_mask.bool()[:, :, None]
+    lengths = batch.attention_mask.sum(dim=1, keepdim=True).to(states.dtype)
+    # not a product with the mask: 0 times NaN is NaN
+    return states.masked_fill(~mask, 0).sum(dim=1) / lengths

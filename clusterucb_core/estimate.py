@@ -218,7 +218,7 @@ def _gradient_evaluations(config: RunConfig, counts: _Counts) -> dict[str, int]:
     after = later * (at_first if config.mode == "static" else drawn)
     if is_bandit(config.selection.policy):
         if whole:
-            parts["clustering" if config.clusters.features == "gradient" else "context"] = counts.n_samples
+            parts["clustering"] = counts.n_samples
         parts["selection"] = after if whole else at_first + after
         passes = counts.n_checkpoints
     elif config.selection.policy == "full":
@@ -236,17 +236,15 @@ def _gradient_evaluations(config: RunConfig, counts: _Counts) -> dict[str, int]:
 
 
 def _forward_passes(plan: RunPlan, counts: _Counts) -> dict[str, int]:
-    """Return the samples that go through a forward pass alone, by stage; one pass serves both stages."""
-    settings, parts = plan.config.selection, dict[str, int]()
-    if settings.policy != "random" and plan.config.clusters.features == "hidden_state":
-        parts["clustering"] = counts.n_samples
-    kind = context_kind(settings, plan.config.clusters)
-    if kind is None or kind == "gradient":
-        return parts
-    if kind == "proxy" or not parts:
-        parts["context"] = counts.n_samples
-    passes = 1 if kind == "proxy" else counts.n_checkpoints
-    return parts | {"target": counts.n_validation * passes}
+    """Return the samples that go through a forward pass alone, by stage; one pass serves all that read it."""
+    config = plan.config
+    kind = context_kind(config.selection, config.clusters)
+    by_samples = config.selection.policy == "linucb"
+    clustered = kind if by_samples else config.clusters.features
+    if config.selection.policy == "random" or clustered == "gradient":
+        return {}
+    target = {} if kind is None else {"target": counts.n_validation}
+    return {"clustering": counts.n_samples, **target}
 
 
 def _forward_dim(model: ModelRef) -> int:
@@ -256,8 +254,7 @@ def _forward_dim(model: ModelRef) -> int:
 def _disk_bytes(plan: RunPlan, counts: _Counts, dim: int) -> dict[str, int]:
     adapter_and_moments = 3 * FLOAT_BYTES * plan.model.n_lora_parameters
     entries = sum(_gradient_evaluations(plan.config, counts).values()) * dim
-    for stage, samples in _forward_passes(plan, counts).items():
-        entries += samples * _forward_dim(plan.model if stage == "clustering" else plan.proxy or plan.model)
+    entries += sum(_forward_passes(plan, counts).values()) * _forward_dim(plan.proxy or plan.model)
     return {
         "features": entries * FEATURE_BYTES,
         "checkpoints": _n_saved_checkpoints(plan.config) * adapter_and_moments,
@@ -317,23 +314,14 @@ def _warnings(plan: RunPlan, counts: _Counts, targets: Sequence[Target], *, disk
 
 
 def _side_warnings(config: RunConfig, n_samples: int) -> Iterator[str]:
-    """Yield where clusters and side information do not fit together, or are not read."""
-    settings, context = config.selection, config.selection.context
-    if settings.policy != "linucb" and context != "gradient":
-        yield f"selection.context={context} is not used: policy {settings.policy} reads no side information"
+    """Yield what side information is not read, or takes more than it must."""
+    settings = config.selection
     if settings.proxy_model is not None and not needs_proxy(settings):
         yield "selection.proxy_model is not used: set selection.context=proxy with policy linucb"
-    if settings.policy != "linucb":
-        return
-    if context != "gradient" and config.clusters.features == "gradient":
+    if settings.policy == "linucb" and settings.context == "gradient":
         yield (
-            f"selection.context={context} needs no gradient pass, but clusters.features=gradient takes one "
-            f"over all {n_samples} samples; set clusters.features=hidden_state to save it"
-        )
-    if context == "gradient" and config.clusters.features == "hidden_state":
-        yield (
-            "clusters.features=hidden_state needs no gradient pass, but selection.context=gradient takes one "
-            f"over all {n_samples} samples; set selection.context=hidden_state to save it"
+            f"selection.context=gradient takes a gradient of all {n_samples} samples at the first "
+            "checkpoint; hidden_state needs none"
         )
 
 

@@ -40,7 +40,7 @@ PolicyName = Annotated[
 ]
 
 
-ContextName = Literal["gradient", "hidden_state", "proxy"]
+ContextName = Literal["gradient", "hidden_state", "output_error", "proxy"]
 
 
 class SelectionSettings(PolicySettings):
@@ -61,11 +61,11 @@ class SelectionSettings(PolicySettings):
         description="Uniform share of each round of linucb.",
     )
     context: ContextName = Field(
-        default="gradient",
+        default="hidden_state",
         title="Context",
-        description="Side information that linucb regresses rewards on: gradients at the first checkpoint, "
-        "hidden states and last-layer errors there, or those of a smaller model; only the first needs a "
-        "gradient of every sample.",
+        description="Side information that linucb regresses rewards on: hidden states at the first "
+        "checkpoint, the errors that the output head sees there, hidden states of a smaller model (proxy), or "
+        "gradients, which alone need a gradient of every sample.",
     )
     proxy_model: str | None = Field(
         default=None,
@@ -160,11 +160,13 @@ def needs_proxy(settings: SelectionSettings) -> bool:
 def needs_gradient_pass(settings: SelectionSettings, clusters: ClusterSettings) -> bool:
     """Tell whether a policy that draws needs a gradient of every sample at the first checkpoint.
 
-    Clusters of gradients need it, and so does the side information of `linucb` from gradients. In dynamic
-    mode the first selection then knows every influence; without that pass it draws under the budget, too.
+    Clusters of gradients need it under a policy that draws from clusters, and `linucb` where its side
+    information comes from gradients. In dynamic mode the first selection then knows every influence; without
+    that pass it draws under the budget, too.
     """
-    from_gradients = settings.policy == "linucb" and settings.context == "gradient"
-    return is_bandit(settings.policy) and (clusters.features == "gradient" or from_gradients)
+    if settings.policy == "linucb":
+        return settings.context == "gradient"
+    return is_bandit(settings.policy) and clusters.features == "gradient"
 
 
 def is_bandit(policy: str) -> bool:

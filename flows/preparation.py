@@ -14,7 +14,7 @@ class Inputs(Frozen):
     """What the files of a run became, seen for one of its targets.
 
     Its selection draws from `candidates`. What the targets share comes from `drawable`, the candidates of any
-    of them (features, clusters), and from `trainable`, the candidates of every one (warmup). `proxy` is the smaller
+    of them (features, clusters), and from `trainable`, the candidates of every one (warmup). `proxy` is the
     smaller model of side information with tokens of its own, where there is one.
     """
 

@@ -64,7 +64,7 @@ def _static(
         _featurize_target(plan, inputs, spaces)
         _featurize_pool(plan, inputs, () if is_bandit(settings.policy) else spaces)
         _featurize_sides(plan, inputs, sides)
-        clustering = _cluster(plan, inputs, sides.clusters)
+        clustering = _cluster(plan, inputs, sides)
         spec = _with_spaces(spec, spaces, weights, clustering=clustering, sides=sides)
     draws = draw_selection(spec, plan.workspace, plan.execution)
     training = finetune_spec(
@@ -94,7 +94,7 @@ def _dynamic(
             _featurize_target(plan, inputs, (space,))
             _featurize_pool(plan, inputs, (space,) if drawn.policy == "full" else ())
             _featurize_sides(plan, inputs, sides)
-            clustering = clustering or _cluster(plan, inputs, sides.clusters)
+            clustering = clustering or _cluster(plan, inputs, sides)
             spec = _with_spaces(spec, (space,), (1.0,), clustering=clustering, sides=sides)
         draws = draw_selection(spec, plan.workspace, plan.execution)
         periods.append(PeriodDraws(spec=spec, draws=draws))
@@ -182,9 +182,11 @@ def _featurize(plan: RunPlan, space: FeatureSpace, tokens: ArtifactRef, sample_i
         show_progress(f"features-{space.kind}", futures)
 
 
-def _cluster(plan: RunPlan, inputs: Inputs, space: FeatureSpace) -> ArtifactRef:
+def _cluster(plan: RunPlan, inputs: Inputs, sides: Sides) -> ArtifactRef:
     spec = ClusterSpec(
-        space=space,
+        space=sides.clusters,
+        tokens=sides.tokens,
+        parts=sides.parts,
         candidates=inputs.drawable,
         settings=plan.config.clusters,
         features=plan.config.features,

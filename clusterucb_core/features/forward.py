@@ -1,8 +1,8 @@
 """Forward-only features of samples: what a model's last layer tells without a backward pass.
 
-A feature holds four parts, each of unit length, all with one weight: the sketch of the mean outer product of
-final hidden state and error, the mean error, the mean final hidden state over supervised positions, and that
-over all tokens. What a feature is made of stands here alone: `PARTS` and `part_of`.
+A feature holds three parts, each of unit length, all with one weight: the sketch of the mean outer product of
+final hidden state and error, the mean error, and the mean final hidden state, all over supervised positions.
+What a feature is made of stands here alone: `PARTS` and `part_of`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from clusterucb_core.features.token_rows import TokenRow, unusable_reason
 from clusterucb_core.records import FloatArray, IntArray
 
 OUTER_WIDTH = 4096
-PartName = Literal["outer", "error", "supervised", "all_tokens"]
+PartName = Literal["outer", "error", "supervised"]
 # in the order in which they lie in a feature: `outer` is as wide as its sketch, the others as the model
 PARTS: tuple[PartName, ...] = get_args(PartName)
 
@@ -47,7 +47,7 @@ def forward_parts(
         max_batch_tokens: padded tokens of one batch.
 
     Returns:
-        `outer` [n, width], `error`, `supervised` and `all_tokens` [n, h], `losses` [n], all float32.
+        `outer` [n, width], `error` and `supervised` [n, h], `losses` [n], all float32.
 
     Raises:
         UnusableSamples: samples without a supervised token, or longer than the model reads.

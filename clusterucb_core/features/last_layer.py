@@ -34,15 +34,14 @@ HELD_ENTRIES = 2**22  # so many entries of outer products are held at once
 
 @dataclass(frozen=True)
 class ForwardParts:
-    """What the forward pass of b samples gave; means are over supervised positions where not said otherwise.
+    """What the forward pass of b samples gave; means are over supervised positions.
 
-    `supervised` [b, h], the mean final hidden state; `all_tokens` [b, h], its mean over all tokens; `error`
-    [b, h], the mean error; `outer` [b, width], the sketch of the mean outer product of state and error, with
-    zeros at its end where that has fewer entries; `losses` [b].
+    `supervised` [b, h], the mean final hidden state; `error` [b, h], the mean error; `outer` [b, width], the
+    sketch of the mean outer product of state and error, with zeros at its end where that has fewer entries;
+    `losses` [b].
     """
 
     supervised: Tensor
-    all_tokens: Tensor
     error: Tensor
     outer: Tensor
     losses: Tensor
@@ -50,12 +49,11 @@ class ForwardParts:
 
 @dataclass(frozen=True)
 class _Positions:
-    """States, errors [m, h] and losses [m] at the supervised positions, and states [b, t, h] at all."""
+    """States, errors [m, h] and losses [m] at the supervised positions."""
 
     states: Tensor
     errors: Tensor
     losses: Tensor
-    every: Tensor
 
 
 class LastLayer:
@@ -88,7 +86,6 @@ class LastLayer:
             states, errors = found.states.to(self._dtype), found.errors.to(self._dtype)
             return ForwardParts(
                 supervised=sample_means(states, batch),
-                all_tokens=_means_over_all(found.every.to(self._dtype), batch),
                 error=sample_means(errors, batch),
                 outer=self._outer(states, errors, batch),
                 losses=sample_means(found.losses, batch),
@@ -126,7 +123,7 @@ def _from_body(parts: LossModel, batch: PaddedBatch) -> _Positions:
             found = token_losses(head_logits(parts, leaf), targets)
             errors.append(torch.autograd.grad(found.sum(), leaf)[0])
         losses.append(found.detach())
-    return _Positions(states, torch.cat(errors), torch.cat(losses), every)
+    return _Positions(states, torch.cat(errors), torch.cat(losses))
 
 
 def _from_whole(parts: LossModel, batch: PaddedBatch) -> _Positions:
@@ -150,7 +147,7 @@ def _from_whole(parts: LossModel, batch: PaddedBatch) -> _Positions:
         torch.set_grad_enabled(False)
     every, errors = cut[-1].detach(), gradient.reshape(-1, gradient.shape[-1])
     states = every.reshape(-1, every.shape[-1]).index_select(0, batch.positions)
-    return _Positions(states, errors.index_select(0, batch.positions), losses.detach(), every)
+    return _Positions(states, errors.index_select(0, batch.positions), losses.detach())
 
 
 def _output_head(model: nn.Module) -> nn.Module:
@@ -166,11 +163,3 @@ def _head_inputs(model: nn.Module) -> int:
     """Return how wide the final hidden states are that an output head reads."""
     head = _output_head(model)
     return int(getattr(head, "in_features", 0)) or int(cast("Tensor", head.weight).shape[1])
-
-
-def _means_over_all(states: Tensor, batch: PaddedBatch) -> Tensor:
-    """Return the mean [b, h] of states [b, t, h] over each sample's own tokens."""
-    mask = batch.attention_mask.bool()[:, :, None]
-    lengths = batch.attention_mask.sum(dim=1, keepdim=True).to(states.dtype)
-    # not a product with the mask: 0 times NaN is NaN
-    return states.masked_fill(~mask, 0).sum(dim=1) / lengths

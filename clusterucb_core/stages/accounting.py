@@ -115,7 +115,7 @@ def _ledger(spec: DrawSpec, needs: Sequence[Need]) -> CostLedger:
     side_tokens = token_counts(spec.context.pool) if spec.context else tokens
     ledger = CostLedger()
     for stage, space, samples in needs:
-        counts = side_tokens if stage == "context" else tokens
+        counts = side_tokens if spec.context and space == spec.context.space else tokens
         n_tokens = sum(counts[sample] for sample in samples)
         ledger = add_cost(ledger, stage, _pass_cost(space, n_samples=len(samples), n_tokens=n_tokens))
     return ledger

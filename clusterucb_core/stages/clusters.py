@@ -9,24 +9,29 @@ import numpy as np
 
 from clusterucb_core.artifacts import new_artifact
 from clusterucb_core.clustering import ClusterSettings, cluster_count, spherical_kmeans
-from clusterucb_core.features.forward import part_of
+from clusterucb_core.features.forward import PartName
+from clusterucb_core.lm.tokens import open_tokens
 from clusterucb_core.records import ArtifactRef, Clustering, FloatArray
 from clusterucb_core.seeds import child_rng
+from clusterucb_core.stages.contexts import PoolView, pool_view
 from clusterucb_core.stages.features import FeatureSettings, open_store, read_features, usable_samples
 from clusterucb_core.stages.intake import candidate_ids
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.workspace import StageSpec, Workspace, resumable, stage_key, written
 
-# a state of unit length that lies so near the mean of all has no direction from there
-SAME_STATE = 1e-4
-
 
 class ClusterSpec(StageSpec):
-    """Spherical k-means over the candidates of a pool in one feature space."""
+    """Spherical k-means over the candidates of a pool in one feature space.
+
+    The space was computed from `tokens`: a candidate that has none there has no cluster. Of forward-only
+    features `parts` are clustered.
+    """
 
     stage: str = "clustering"
-    version: int = 1
+    version: int = 2
     space: FeatureSpace
+    tokens: ArtifactRef
+    parts: tuple[PartName, ...] = ()
     candidates: ArtifactRef
     settings: ClusterSettings
     features: FeatureSettings
@@ -36,14 +41,15 @@ class ClusterSpec(StageSpec):
 @resumable
 def run_clustering(spec: ClusterSpec, workspace: Workspace) -> ArtifactRef:
     """Cluster every candidate that has a feature."""
+    known = open_tokens(spec.tokens).rows
     ids, _ = usable_samples(
         spec.space,
-        candidate_ids(spec.candidates),
+        [sample for sample in candidate_ids(spec.candidates) if sample in known],
         workspace=workspace,
         max_excluded_fraction=spec.features.max_excluded_fraction,
     )
     k = cluster_count(spec.settings.k, len(ids))
-    features = _directions(spec.space, ids, workspace)
+    features = _directions(spec, ids, workspace)
     labels, centers = spherical_kmeans(features, k, rng=child_rng(spec.seed, "clustering"))
     manifest = {"k": k, "n": len(ids), "sizes": np.bincount(labels, minlength=k).tolist()}
     with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder:
@@ -62,14 +68,16 @@ def read_clustering(ref: ArtifactRef) -> tuple[list[str], Clustering]:
     return ids, Clustering(labels, centers)
 
 
-def _directions(space: FeatureSpace, ids: list[str], workspace: Workspace) -> FloatArray:
-    """Return the unit rows [n, d] that are clustered: gradients, or mean hidden states around their mean."""
-    if space.kind != "forward":
-        return read_features(space, ids, workspace)
-    blocks = open_store(space, workspace).iter_blocks(ids)
-    states = np.concatenate([part_of(block, "supervised", width=space.projection_dim) for block in blocks])
-    # what all hidden states share is nearly all of their length, and tells none apart
-    offsets = states - states.mean(axis=0, dtype=np.float64).astype(np.float32)
-    lengths = np.linalg.norm(offsets, axis=1, keepdims=True)
-    alike = lengths < SAME_STATE
-    return np.where(alike, states, offsets / np.where(alike, 1.0, lengths))
+def _directions(spec: ClusterSpec, ids: list[str], workspace: Workspace) -> FloatArray:
+    """Return the unit rows [n, d] that are clustered: gradients, or parts of others around their mean."""
+    if not spec.parts:
+        return read_features(spec.space, ids, workspace)
+    store = open_store(spec.space, workspace)
+    view = pool_view(store, ids, spec.parts, width=spec.space.projection_dim)
+    # what does not differ from the mean has its direction from zero
+    whole = PoolView(view.width, {name: np.zeros_like(mean) for name, mean in view.means.items()})
+    rows = [
+        np.where((found := view.directions(block)).any(axis=1, keepdims=True), found, whole.directions(block))
+        for block in store.iter_blocks(ids)
+    ]
+    return np.concatenate(rows)

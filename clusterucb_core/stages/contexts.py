@@ -5,14 +5,14 @@ current ones: no gradient of a pool sample is computed for it. Without gradients
 place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from clusterucb_core.features.forward import PARTS, part_of
+from clusterucb_core.features.forward import PartName, part_of
 from clusterucb_core.features.store import FeatureStore
 from clusterucb_core.influence import Aggregate, subtask_scores
 from clusterucb_core.records import ArtifactRef, FloatArray
@@ -25,6 +25,8 @@ from clusterucb_core.workspace import Workspace
 # 1 GiB of float32 for the whole pool; the narrowest that was measured to rank well, and the widest whose
 # eigendecomposition takes seconds.
 CONTEXT_VALUES, NARROWEST, WIDEST = 2**28, 512, 2048
+# so near the mean of all, a state of unit length has no direction from there
+SAME_STATE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,10 @@ def side_information(
     prior: list[FloatArray] = []
     # one thread: how a product is divided must not move a draw
     with threadpool_limits(limits=1, user_api="blas"):
-        for columns, guide in _columns(source, store, sample_ids):
-            context.append(fold(columns, width, seed=source.space.seed))
-            prior.append(_guess(guide, goal, source))
+        view = pool_view(store, sample_ids, source.parts, width=source.space.projection_dim)
+        for block in store.iter_blocks(sample_ids):
+            context.append(fold(view.columns(block), width, seed=source.space.seed))
+            prior.append(_guess(view, block, goal, source.weights))
     return SideInformation(np.concatenate(context), np.concatenate(prior))
 
 
@@ -82,79 +85,69 @@ def side_prior(
         MissingArtifact: a sample has no feature.
         InvalidTarget: a validation row has none.
     """
-    goal = read_target_features(target, source.targets, workspace, aggregate=aggregate)
-    with threadpool_limits(limits=1, user_api="blas"):
-        blocks = open_store(source.space, workspace).iter_blocks(sample_ids)
-        return np.concatenate([_guess(_guide(block, source), goal, source) for block in blocks])
-
-
-def _columns(
-    source: ContextSource, store: FeatureStore, sample_ids: list[str]
-) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """Yield, block by block, what is regressed on, and the rows whose products with the target's guess."""
-    if source.space.kind != "forward":
-        for block in store.iter_blocks(sample_ids):
-            yield block, block
-        return
-    scaling = part_scaling(store, sample_ids, width=source.space.projection_dim)
-    for block in store.iter_blocks(sample_ids):
-        yield scaling.apply(block), _guide(block, source)
-
-
-def _guide(rows: FloatArray, source: ContextSource) -> FloatArray:
-    """Return what of features guesses at influence: of forward-only ones the gradient of the last layer."""
-    return (
-        part_of(rows, "outer", width=source.space.projection_dim) if source.space.kind == "forward" else rows
+    store, goal = (
+        open_store(source.space, workspace),
+        read_target_features(target, source.targets, workspace, aggregate=aggregate),
     )
-
-
-def _guess(rows: FloatArray, goal: TargetGradients, source: ContextSource) -> FloatArray:
-    """Return a guess of the score [n, s] on every subtask."""
-    scores = [
-        weight * subtask_scores(rows, _guide(features, source), goal.subtask)
-        for weight, features in zip(source.weights, goal.by_checkpoint, strict=True)
-    ]
-    return np.sum(scores, axis=0)
+    with threadpool_limits(limits=1, user_api="blas"):
+        view = pool_view(store, sample_ids, source.parts, width=source.space.projection_dim)
+        blocks = store.iter_blocks(sample_ids)
+        return np.concatenate([_guess(view, block, goal, source.weights) for block in blocks])
 
 
 @dataclass(frozen=True)
-class PartScaling:
-    """What brings the parts of forward-only features to mean 0 and to one spread: offsets and spreads."""
+class PoolView:
+    """How features are read beside those of a pool: gradients as they are, parts of others around their means.
+
+    What all hidden states share is nearly all of their length, and tells none apart. `means` holds the mean of
+    each part that is read over the pool; without parts, features are gradients.
+    """
 
     width: int
-    offsets: dict[str, NDArray[np.float32]]
-    spreads: dict[str, float]
+    means: dict[PartName, NDArray[np.float32]]
 
-    def apply(self, features: FloatArray) -> FloatArray:
-        """Return the parts of rows [n, d], each less its offset and over its spread, side by side [n, d]."""
-        return np.concatenate(
-            [
-                (part_of(features, name, width=self.width) - self.offsets[name]) / self.spreads[name]
-                for name in PARTS
-            ],
-            axis=1,
-        )
+    def columns(self, features: FloatArray) -> FloatArray:
+        """Return rows [n, f] of features [n, d]: gradients, or the parts less their means, side by side."""
+        if not self.means:
+            return features
+        parts = [part_of(features, name, width=self.width) - mean for name, mean in self.means.items()]
+        return np.concatenate(parts, axis=1)
+
+    def directions(self, features: FloatArray) -> FloatArray:
+        """Return `columns` as rows of unit length; one that does not differ from the mean has no length."""
+        rows = self.columns(features)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.where(lengths > SAME_STATE, rows / np.maximum(lengths, SAME_STATE), 0.0)
 
 
-def part_scaling(store: FeatureStore, sample_ids: list[str], *, width: int) -> PartScaling:
-    """Return the mean of each part over samples, and its root mean square distance from there.
+def pool_view(
+    store: FeatureStore, sample_ids: list[str], parts: Sequence[PartName], *, width: int
+) -> PoolView:
+    """Return how the features of samples are read.
 
-    Hidden states share an offset that is many times longer than what tells them apart, and a regression with
-    one penalty sees what is long.
+    Args:
+        store: holds them.
+        sample_ids: the samples, at least one where parts are read.
+        parts: of forward-only features; none for gradients.
+        width: entries of the sketch in forward-only features.
     """
-    sums: dict[str, NDArray[np.float64]] = {}
-    for block in store.iter_blocks(sample_ids):
-        for name in PARTS:
+    sums: dict[PartName, NDArray[np.float64]] = {}
+    for block in store.iter_blocks(sample_ids) if parts else ():
+        for name in parts:
             part = part_of(block, name, width=width).sum(axis=0, dtype=np.float64)
             sums[name] = sums[name] + part if name in sums else part
-    means = {name: total / len(sample_ids) for name, total in sums.items()}
-    # parts are unit rows, so their mean square distance from the mean is 1 - |mean|^2
-    variances = {name: 1.0 - float(mean @ mean) for name, mean in means.items()}
-    return PartScaling(
-        width=width,
-        offsets={name: mean.astype(np.float32) for name, mean in means.items()},
-        spreads={name: float(np.sqrt(max(variance, 1e-6))) for name, variance in variances.items()},
+    return PoolView(
+        width, {name: (total / len(sample_ids)).astype(np.float32) for name, total in sums.items()}
     )
+
+
+def _guess(view: PoolView, rows: FloatArray, goal: TargetGradients, weights: tuple[float, ...]) -> FloatArray:
+    """Return a guess of the score [n, s] on every subtask: products of directions."""
+    scores = [
+        weight * subtask_scores(view.directions(rows), view.directions(features), goal.subtask)
+        for weight, features in zip(weights, goal.by_checkpoint, strict=True)
+    ]
+    return np.sum(scores, axis=0)
 
 
 def context_width(n_samples: int) -> int:

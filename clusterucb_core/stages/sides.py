@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from clusterucb_core.clustering import ClusterSettings
 from clusterucb_core.errors import InvalidTarget, TooManyExcluded
+from clusterucb_core.features.forward import PartName
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.influence import takes_turns
 from clusterucb_core.lm.tokens import TokenTable, open_tokens
@@ -18,6 +19,14 @@ from clusterucb_core.stages.forward import forward_space
 from clusterucb_core.stages.intake import candidate_ids, read_target
 from clusterucb_core.stages.models import FeatureSpace, ModelRef
 from clusterucb_core.stages.scores import plain_space
+
+# What is read of forward-only features. Final hidden states, alone, were measured to rank best; the errors there
+# guess better before anything is drawn, and are the gradient of the last layer.
+CONTEXT_PARTS: dict[ContextName, tuple[PartName, ...]] = {
+    "hidden_state": ("supervised",),
+    "output_error": ("error", "outer"),
+    "proxy": ("supervised",),
+}
 
 
 class ModelTokens(Frozen):
@@ -32,7 +41,7 @@ class ContextSource(Frozen):
     """Where side information comes from.
 
     `space` holds the features of pool samples, computed from the tokens `pool`; `targets` those of validation
-    rows, computed from `validation`, which count with `weights`.
+    rows, computed from `validation`, which count with `weights`. Of forward-only features `parts` are read.
     """
 
     space: FeatureSpace
@@ -40,14 +49,19 @@ class ContextSource(Frozen):
     weights: tuple[float, ...]
     pool: ArtifactRef
     validation: ArtifactRef
+    parts: tuple[PartName, ...] = ()
 
 
 class Sides(Frozen):
-    """The space that the pool is clustered in, computed from `tokens`, and the source of side information."""
+    """The space that the pool is clustered in, computed from `tokens`, and the source of side information.
+
+    Of forward-only features `parts` are clustered.
+    """
 
     clusters: FeatureSpace
     context: ContextSource | None
     tokens: ArtifactRef
+    parts: tuple[PartName, ...] = ()
 
 
 class FeaturePass(Frozen):
@@ -78,14 +92,13 @@ def sides_of(
     own, proxy = tokens
     kind = context_kind(settings, clusters)
     context = None if kind is None else context_source(kind, first, counted=counted, own=own, proxy=proxy)
-    return Sides(clusters=cluster_space(clusters, first), context=context, tokens=own.pool)
-
-
-def cluster_space(settings: ClusterSettings, first: FeatureSpace) -> FeatureSpace:
-    """Return the space that the pool is clustered in, given that of its gradients at the first checkpoint."""
-    if settings.features == "gradient":
-        return first
-    return forward_space(first.model, first.checkpoint, seed=first.seed)
+    if settings.policy == "linucb" and context is not None:
+        # it draws by samples: clusters are there to be looked at, and take no pass of their own
+        return Sides(clusters=context.space, context=context, tokens=context.pool, parts=context.parts)
+    if clusters.features == "gradient":
+        return Sides(clusters=first, context=context, tokens=own.pool)
+    states = forward_space(first.model, first.checkpoint, seed=first.seed)
+    return Sides(clusters=states, context=context, tokens=own.pool, parts=CONTEXT_PARTS["hidden_state"])
 
 
 def context_kind(settings: SelectionSettings, clusters: ClusterSettings) -> ContextName | None:
@@ -121,16 +134,18 @@ def context_source(
         return ContextSource(
             space=first, targets=targets, weights=weights, pool=own.pool, validation=own.validation
         )
-    if kind == "hidden_state":
-        spaces = [forward_space(first.model, space.checkpoint, seed=first.seed) for space, _ in counted]
-        pool = forward_space(first.model, first.checkpoint, seed=first.seed)
-        return ContextSource(
-            space=pool, targets=tuple(spaces), weights=weights, pool=own.pool, validation=own.validation
-        )
-    assert proxy is not None, "the settings were checked: a proxy context names its model"
-    space = forward_space(proxy.model, None, seed=first.seed)
+    if kind == "proxy":
+        assert proxy is not None, "the settings were checked: a proxy context names its model"
+        space, place = forward_space(proxy.model, None, seed=first.seed), proxy
+    else:
+        space, place = forward_space(first.model, first.checkpoint, seed=first.seed), own
     return ContextSource(
-        space=space, targets=(space,), weights=(1.0,), pool=proxy.pool, validation=proxy.validation
+        space=space,
+        targets=(space,),
+        weights=(1.0,),
+        pool=place.pool,
+        validation=place.validation,
+        parts=CONTEXT_PARTS[kind],
     )
 
 

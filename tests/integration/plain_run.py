@@ -209,7 +209,7 @@ def select_once(
         for space in () if is_bandit(settings.policy) else spaces:
             featurize(plan, space, inputs.tokens, candidate_ids(inputs.drawable))
         featurize_sides(plan, inputs, sides)
-        found = cluster(plan, inputs, sides.clusters)
+        found = cluster(plan, inputs, sides)
         spec = with_spaces(spec, spaces, weights, clustering=found, sides=sides)
     draws = run_draws(spec, plan.workspace, plan.execution)
     training = finetune_spec(config.finetune, plan.model, tokens=inputs.tokens, draws=draws, seed=config.seed)
@@ -240,7 +240,7 @@ def select_every_epoch(
             if drawn.policy == "full":
                 featurize(plan, space, inputs.tokens, candidate_ids(inputs.drawable))
             featurize_sides(plan, inputs, sides)
-            clustering = clustering or cluster(plan, inputs, sides.clusters)
+            clustering = clustering or cluster(plan, inputs, sides)
             spec = with_spaces(spec, (space,), (1.0,), clustering=clustering, sides=sides)
         draws = run_draws(spec, plan.workspace, plan.execution)
         periods.append(PeriodDraws(spec=spec, draws=draws))
@@ -332,10 +332,12 @@ def featurize(plan: RunPlan, space: FeatureSpace, tokens: ArtifactRef, sample_id
         run_shard(job, plan.workspace, plan.execution)
 
 
-def cluster(plan: RunPlan, inputs: Inputs, space: FeatureSpace) -> ArtifactRef:
+def cluster(plan: RunPlan, inputs: Inputs, sides: Sides) -> ArtifactRef:
     config, candidates = plan.config, inputs.drawable
     spec = ClusterSpec(
-        space=space,
+        space=sides.clusters,
+        tokens=sides.tokens,
+        parts=sides.parts,
         candidates=candidates,
         settings=config.clusters,
         features=config.features,

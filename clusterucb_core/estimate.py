@@ -301,7 +301,7 @@ def _warnings(plan: RunPlan, counts: _Counts, targets: Sequence[Target], *, disk
             f"the budget of {counts.budget_samples} samples leaves fewer than two draws for each of "
             f"{counts.n_clusters} clusters; raise selection.budget_fraction or lower clusters.k"
         )
-    yield from _side_warnings(config, counts.n_samples)
+    yield from _side_warnings(config)
     for target in targets:
         if not target.test:
             yield f"target {target.name!r} has no test rows: no test loss will be measured; set target.test"
@@ -313,16 +313,13 @@ def _warnings(plan: RunPlan, counts: _Counts, targets: Sequence[Target], *, disk
         )
 
 
-def _side_warnings(config: RunConfig, n_samples: int) -> Iterator[str]:
-    """Yield what side information is not read, or takes more than it must."""
+def _side_warnings(config: RunConfig) -> Iterator[str]:
+    """Yield what is set of side information and not read."""
     settings = config.selection
+    if settings.policy != "linucb" and settings.context != "gradient":
+        yield f"selection.context={settings.context} is not used: policy {settings.policy} draws from clusters"
     if settings.proxy_model is not None and not needs_proxy(settings):
         yield "selection.proxy_model is not used: set selection.context=proxy with policy linucb"
-    if settings.policy == "linucb" and settings.context == "gradient":
-        yield (
-            f"selection.context=gradient takes a gradient of all {n_samples} samples at the first "
-            "checkpoint; hidden_state needs none"
-        )
 
 
 def _existing(path: Path) -> Path:

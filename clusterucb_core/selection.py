@@ -61,11 +61,11 @@ class SelectionSettings(PolicySettings):
         description="Uniform share of each round of linucb.",
     )
     context: ContextName = Field(
-        default="hidden_state",
+        default="gradient",
         title="Context",
-        description="Side information that linucb regresses rewards on: hidden states at the first "
-        "checkpoint, the errors that the output head sees there, hidden states of a smaller model (proxy), or "
-        "gradients, which alone need a gradient of every sample.",
+        description="Side information that linucb regresses rewards on: gradients at the first checkpoint, "
+        "which take one of every sample; hidden states there, or the errors that the output head sees, for a "
+        "forward pass; hidden states of a smaller model (proxy).",
     )
     proxy_model: str | None = Field(
         default=None,

@@ -22,9 +22,9 @@ from clusterucb_core.stages.scores import TargetGradients, read_target_features
 from clusterucb_core.stages.sides import ContextSource
 from clusterucb_core.workspace import Workspace
 
-# 1 GiB of float32 for the whole pool; the narrowest that was measured to rank well, and the widest whose
-# eigendecomposition takes seconds.
-CONTEXT_VALUES, NARROWEST, WIDEST = 2**28, 512, 2048
+# 1 GiB of float32 for the whole pool; the narrowest that was measured to rank well, and the width beyond which
+# one target gained what another lost.
+CONTEXT_VALUES, NARROWEST, WIDEST = 2**28, 512, 1024
 # so near the mean of all, a state of unit length has no direction from there
 SAME_STATE = 1e-4
 
@@ -97,10 +97,10 @@ def side_prior(
 
 @dataclass(frozen=True)
 class PoolView:
-    """How features are read beside those of a pool: gradients as they are, parts of others around their means.
+    """How features are read beside a pool's: gradients as they are, parts of others around their means.
 
-    What all hidden states share is nearly all of their length, and tells none apart. `means` holds the mean of
-    each part that is read over the pool; without parts, features are gradients.
+    What all hidden states share is nearly all of their length, and tells none apart. `means` holds the mean
+    over the pool of each part that is read; without parts, features are gradients.
     """
 
     width: int
@@ -136,9 +136,8 @@ def pool_view(
         for name in parts:
             part = part_of(block, name, width=width).sum(axis=0, dtype=np.float64)
             sums[name] = sums[name] + part if name in sums else part
-    return PoolView(
-        width, {name: (total / len(sample_ids)).astype(np.float32) for name, total in sums.items()}
-    )
+    n = len(sample_ids)
+    return PoolView(width, {name: (total / n).astype(np.float32) for name, total in sums.items()})
 
 
 def _guess(view: PoolView, rows: FloatArray, goal: TargetGradients, weights: tuple[float, ...]) -> FloatArray:

@@ -20,8 +20,7 @@ from clusterucb_core.stages.intake import candidate_ids, read_target
 from clusterucb_core.stages.models import FeatureSpace, ModelRef
 from clusterucb_core.stages.scores import plain_space
 
-# What is read of forward-only features. Final hidden states, alone, were measured to rank best; the errors there
-# guess better before anything is drawn, and are the gradient of the last layer.
+# What is read of forward-only features: final hidden states alone were measured to rank best.
 CONTEXT_PARTS: dict[ContextName, tuple[PartName, ...]] = {
     "hidden_state": ("supervised",),
     "output_error": ("error", "outer"),

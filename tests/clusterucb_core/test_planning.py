@@ -103,18 +103,18 @@ def test_a_proxy_counts_by_its_content_wherever_it_lies(demo, plan, copy):
     )
     assert here.config.selection.proxy_model != there.config.selection.proxy_model
     assert here.proxy.digest == there.proxy.digest
-    assert (here.run_id, here.selection_key) == (there.run_id, there.selection_key)
+    assert (here.run_id, here.selection_keys) == (there.run_id, there.selection_keys)
     path = copy / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes() + b" ")
     changed = plan_of(demo.config, PROXY.format(copy / "model"))
     assert changed.run_id != here.run_id
-    assert changed.selection_key != here.selection_key
+    assert changed.selection_keys != here.selection_keys
 
 
 def test_a_proxy_that_no_policy_reads_is_not_even_looked_for(demo, plan):
     found = plan_of(demo.config, "selection.proxy_model=./nowhere")
     assert found.proxy is None
-    assert (found.run_id, found.selection_key) == (plan.run_id, plan.selection_key)
+    assert (found.run_id, found.selection_keys) == (plan.run_id, plan.selection_keys)
 
 
 def test_a_proxy_reads_no_more_than_its_positions_and_takes_no_adapter(demo, copy):

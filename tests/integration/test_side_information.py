@@ -110,35 +110,31 @@ def test_clusters_of_hidden_states_save_the_gradient_pass_for_a_cluster_policy_t
 
 @pytest.mark.parametrize("policy", ["linucb", "ucb_beta"])
 def test_subtasks_take_turns_by_hidden_states_too(plain, config, tmp_path, policy):
-    changes = (
-        f"selection.policy={policy}",
-        "selection.aggregate=round_robin",
-        "finetune.epochs=1",
-        *BY_STATES,
-    )
-    run = plain.run_plain(config, tmp_path, *SMALL, *changes)
+    changes = (*BY_STATES, "selection.aggregate=round_robin", "finetune.epochs=1")
+    run = plain.run_plain(config, tmp_path, *SMALL, *changes, f"selection.policy={policy}")
     (cost,) = costs(run)
     assert cost.computed == gradients_on_disk(run) == 2 * len(read_pulls(run.chosen.periods[0].draws))
     assert len(read_selected(run.chosen.periods[0].draws)) == 15
 
 
-def test_clusters_of_gradients_leave_the_context_a_pass_of_its_own_before_the_second_period(
-    plain, config, tmp_path
-):
+def test_linucb_clusters_by_its_context_and_takes_no_pass_for_clusters(plain, config, tmp_path):
     run = plain.run_plain(config, tmp_path, *SMALL, *LINUCB, "selection.context=hidden_state", "mode=dynamic")
-    every = len(candidate_ids(run.inputs.candidates))
     first, second = costs(run)
-    assert first.by_stage["clustering"]["gradient_evaluations"] == first.computed == every
-    assert "context" not in first.by_stage
-    assert second.by_stage["context"]["gradient_evaluations"] == 0
-    assert second.by_stage["context"]["flops"] > 0
-    assert second.computed == BUDGET
+    assert (first.computed, second.computed) == (BUDGET, BUDGET)
+    assert run.chosen.periods[0].spec.first_space == run.chosen.periods[0].spec.context.space
+
+
+def test_errors_of_the_head_are_side_information_of_the_same_pass(plain, config, tmp_path):
+    run = plain.run_plain(config, tmp_path, *SMALL, *LINUCB, "selection.context=output_error")
+    (cost,) = costs(run)
+    assert cost.computed == 2 * BUDGET
+    assert run.chosen.periods[0].spec.context.parts == ("error", "outer")
 
 
 def test_a_proxy_gives_side_information_in_its_own_tokens_and_at_its_own_price(
     plain, config, proxy, tmp_path
 ):
-    changes = ("clusters.features=hidden_state", "selection.context=proxy", f"selection.proxy_model={proxy}")
+    changes = ("selection.context=proxy", f"selection.proxy_model={proxy}")
     run = plain.run_plain(config, tmp_path, *SMALL, *LINUCB, *changes)
     tokens = run.inputs.proxy
     every = candidate_ids(run.inputs.candidates)
@@ -147,7 +143,7 @@ def test_a_proxy_gives_side_information_in_its_own_tokens_and_at_its_own_price(
     (cost,) = costs(run)
     assert cost.computed == 2 * BUDGET
     flops = 2 * tokens.model.n_parameters * n_tokens(tokens.pool, every)
-    assert cost.by_stage["context"] == {"gradient_evaluations": 0, "flops": pytest.approx(flops)}
+    assert cost.by_stage["clustering"] == {"gradient_evaluations": 0, "flops": pytest.approx(flops)}
     context = run.chosen.periods[0].spec.context
     assert context.space.checkpoint is None
     assert open_store(context.space, run.plan.workspace).known >= set(every)

@@ -59,7 +59,7 @@ def test_a_feature_is_a_unit_row_of_the_scaled_parts(make_model, make_samples, t
     features, batches = features_of(model, samples, tokens)
     parts = forward_parts(model, samples, width=1024)
     for batch in batches:
-        assert batch.features.shape[1] == features.entries() == 1024 + 3 * 32
+        assert batch.features.shape[1] == features.entries() == 1024 + 2 * 32
         np.testing.assert_allclose(np.linalg.norm(batch.features, axis=1), 1, rtol=1e-6)
         for name in PARTS:
             expected = parts[name][batch.indices]

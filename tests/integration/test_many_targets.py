@@ -21,10 +21,11 @@ RECIPE = TinyModelRecipe(vocabulary=300, hidden=16, layers=1, heads=2, steps=2, 
 # side information leads the two targets to other samples, so that a mix-up of them would show
 SMALL = (
     "pool.max_samples=300", "warmup.epochs=2", "finetune.epochs=1", "clusters.k=8", "selection.policy=linucb",
+    "selection.context=gradient",
 )  # fmt: skip
 DYNAMIC = (
     "pool.max_samples=300", "mode=dynamic", "warmup.steps=3", "finetune.epochs=4", "selection.policy=linucb",
-    "selection.budget_fraction=0.1", "selection.audit_fraction=0.02",
+    "selection.context=gradient", "selection.budget_fraction=0.1", "selection.audit_fraction=0.02",
 )  # fmt: skip
 
 

@@ -11,15 +11,21 @@ from clusterucb_core.demo.families import draw_different, generator_of
 from clusterucb_core.demo.target import write_target
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
 from clusterucb_core.stages.drawn import read_pulls, read_selected
+from clusterucb_core.stages.features import open_store
 from clusterucb_core.stages.intake import candidate_exclusions, candidate_ids
+from clusterucb_core.stages.scores import plain_space
 from clusterucb_core.stages.summary import Work
 from clusterucb_core.store import open_catalog, selection_evaluations
 
 RECIPE = TinyModelRecipe(vocabulary=300, hidden=16, layers=1, heads=2, steps=2, batch_samples=4)
-SMALL = ("pool.max_samples=300", "warmup.epochs=2", "finetune.epochs=1")
+# side information leads the two targets to other samples, so that a mix-up of them would show
+SMALL = (
+    "pool.max_samples=300", "warmup.epochs=2", "finetune.epochs=1", "clusters.k=8", "selection.policy=linucb",
+    "selection.context=gradient",
+)  # fmt: skip
 DYNAMIC = (
     "pool.max_samples=300", "mode=dynamic", "warmup.steps=3", "finetune.epochs=4", "selection.policy=linucb",
-    "selection.budget_fraction=0.1", "selection.audit_fraction=0.02",
+    "selection.context=gradient", "selection.budget_fraction=0.1", "selection.audit_fraction=0.02",
 )  # fmt: skip
 
 
@@ -82,7 +88,8 @@ def recorded(run, column):
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 def test_targets_together_get_the_selections_that_they_get_apart(mode, request):
     together, apart = request.getfixturevalue(mode)
-    assert len(together.outcomes) == 2
+    first, second = map(selections, together.outcomes)
+    assert all(set(mine) != set(other) for mine, other in zip(first, second, strict=True))
     for outcome, alone in zip(together.outcomes, apart, strict=True):
         assert outcome.target == alone.outcomes[0].target
         assert selections(outcome) == selections(alone.outcomes[0])
@@ -93,7 +100,7 @@ def test_static_targets_cost_what_their_distinct_draws_cost(static):
     candidates = len(candidate_ids(together.inputs.drawable))
     pulls = [set(read_pulls(outcome.chosen.periods[0].draws)["sample_id"]) for outcome in together.outcomes]
     assert [len(drawn) for drawn in pulls] == [75, 75]
-    assert len(pulls[0] & pulls[1]) > 0
+    assert len(pulls[0] & pulls[1]) > 0 < len(pulls[1] - pulls[0])
     assert together.result.work.gradient_evaluations == candidates + len(pulls[0] | pulls[1])
     for alone in apart:
         assert alone.result.work.gradient_evaluations == candidates + 75
@@ -120,8 +127,12 @@ def test_the_costs_of_the_versions_add_up_to_what_was_computed(mode, request):
     together, _ = request.getfixturevalue(mode)
     computed = sum(map(sum, recorded(together, "gradient_evaluations")))
     assert computed == together.result.work.gradient_evaluations
-    targets = sum(map(sum, recorded(together, "target_gradient_evaluations")))
-    assert targets == (20 + 8) * (2 if mode == "static" else 4)
+    periods = [period for outcome in together.outcomes for period in outcome.chosen.periods]
+    spaces = {plain_space(space) for period in periods for space in period.spec.spaces}
+    stored = [len(open_store(space, together.plan.workspace).known) for space in spaces]
+    # those of the warmup are shared: two in static mode, one in dynamic mode, where each target trains on
+    assert len(stored) == (2 if mode == "static" else 1 + 2 * 3)
+    assert sum(map(sum, recorded(together, "target_gradient_evaluations"))) == sum(stored) > 28 * 2
 
 
 def test_a_repeat_and_a_run_for_one_of_the_targets_find_the_versions(plain, config_of, static):

@@ -15,7 +15,7 @@ from clusterucb_core.bandit.audits import Audit, audit_pulls
 from clusterucb_core.bandit.policies import LinUcb
 from clusterucb_core.bandit.pulls import RoundReport, pull_arms
 from clusterucb_core.bandit.stopping import EarlyStop
-from clusterucb_core.certificate import certify, certify_turns
+from clusterucb_core.certificate import SeenByTurns, certify, certify_turns
 from clusterucb_core.errors import BudgetError, InvalidPool, TooManyExcluded
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.features.gradients import UnusableSamples
@@ -336,7 +336,7 @@ def _certificate(spec: DrawSpec, drawn: Drawn, choice: Choice) -> dict[str, floa
     if takes_turns(spec.settings.aggregate):
         turn = dict(zip(choice.rows.tolist(), range(k), strict=True))
         turns = np.array([turn.get(row, k) for row in drawn.seen.tolist()])
-        certificate = certify_turns(turns, known=known, n_left=drawn.n_left, k=k, rng=rng)
+        certificate = certify_turns(SeenByTurns(drawn.scores, turns, known, drawn.n_left), k=k, rng=rng)
     else:
         rewards = drawn.pulls.rewards
         certificate = certify(rewards[:known], rewards[known:], drawn.n_left, k=k, rng=rng)

@@ -317,7 +317,7 @@ def _side_warnings(config: RunConfig) -> Iterator[str]:
     """Yield what is set of side information and not read."""
     settings = config.selection
     if settings.policy != "linucb" and settings.context != "gradient":
-        yield f"selection.context={settings.context} is not used: policy {settings.policy} draws from clusters"
+        yield f"selection.context={settings.context} is not used: {settings.policy} draws from clusters"
     if settings.proxy_model is not None and not needs_proxy(settings):
         yield "selection.proxy_model is not used: set selection.context=proxy with policy linucb"
 

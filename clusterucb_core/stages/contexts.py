@@ -22,8 +22,8 @@ from clusterucb_core.stages.scores import TargetGradients, read_target_features
 from clusterucb_core.stages.sides import ContextSource
 from clusterucb_core.workspace import Workspace
 
-# 1 GiB of float32 for the whole pool; the narrowest that was measured to rank well, and the width beyond which
-# one target gained what another lost.
+# 1 GiB of float32 for the whole pool; the narrowest that was measured to rank well, and the width beyond
+# which one target lost what another gained.
 CONTEXT_VALUES, NARROWEST, WIDEST = 2**28, 512, 1024
 # so near the mean of all, a state of unit length has no direction from there
 SAME_STATE = 1e-4
@@ -114,7 +114,9 @@ class PoolView:
         return np.concatenate(parts, axis=1)
 
     def directions(self, features: FloatArray) -> FloatArray:
-        """Return `columns` as rows of unit length; one that does not differ from the mean has no length."""
+        """Return rows of unit length: gradients, or `columns`, where what does not differ from the mean is 0."""
+        if not self.means:
+            return features
         rows = self.columns(features)
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         return np.where(lengths > SAME_STATE, rows / np.maximum(lengths, SAME_STATE), 0.0)

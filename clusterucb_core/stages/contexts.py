@@ -114,7 +114,7 @@ class PoolView:
         return np.concatenate(parts, axis=1)
 
     def directions(self, features: FloatArray) -> FloatArray:
-        """Return rows of unit length: gradients, or `columns`, where what does not differ from the mean is 0."""
+        """Return rows of unit length: gradients, or `columns`, 0 where nothing differs from the mean."""
         if not self.means:
             return features
         rows = self.columns(features)

@@ -9,7 +9,7 @@ Three tables are printed and kept as JSON:
 - `first_pass`: captured influence against that total cost, for side information that costs more or less;
 - `certificates`: how often 95 % intervals of recall and captured influence cover the truth, over many draws.
 
-    python benchmarks/selection.py --folder FOLDER [--seeds 3] [--out results/selection.json]
+    python benchmarks/selection.py --folder FOLDER [--targets gsm8k,bbh] [--seeds 3]
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import hardware, today, versions, write_result
+from measuring import RESULTS, hardware, today, versions, write_result
 from numpy.typing import NDArray
 from trajectories import VALIDATION_ROWS, States, Trajectory, open_states, open_trajectory
 
@@ -288,11 +288,13 @@ def compare_policies(
     narrow = f"{GRADIENT}, {NARROWEST} columns"
     ways = {policy: Way(variant) for policy, variant in CLUSTER_POLICIES.items()}
     ways |= {
-        "linucb": Way(LinUcb(), HIDDEN),
-        "linucb, no chance": Way(LinUcb(explore_fraction=0.0), HIDDEN),
-        f"linucb, context {GRADIENT}": Way(LinUcb(), GRADIENT),
-        f"linucb, context {narrow}": Way(LinUcb(), narrow),
-        "linucb, audited": Way(LinUcb(), HIDDEN, AUDIT_FRACTION),
+        "linucb": Way(LinUcb(), GRADIENT),
+        "linucb, no chance": Way(LinUcb(explore_fraction=0.0), GRADIENT),
+        f"linucb, {narrow}": Way(LinUcb(), narrow),
+        f"linucb, {HIDDEN}": Way(LinUcb(), HIDDEN),
+        f"linucb, {HIDDEN}, no chance": Way(LinUcb(explore_fraction=0.0), HIDDEN),
+        "linucb, audited": Way(LinUcb(), GRADIENT, AUDIT_FRACTION),
+        f"linucb, {HIDDEN}, audited": Way(LinUcb(), HIDDEN, AUDIT_FRACTION),
         "ucb_beta, audited": Way(UcbBeta(), audit_fraction=AUDIT_FRACTION),
     }
     rows: list[dict[str, object]] = []
@@ -320,17 +322,20 @@ def draw_curve(name: str, runs: Sequence[Run], *, samples: int) -> list[dict[str
     ]
 
 
-def count_coverage(runs: Sequence[Run], *, samples: int, replays: int) -> list[dict[str, object]]:
-    """Return one row a policy: how its certificates did over so many draws, all targets together."""
+def count_coverage(name: str, runs: Sequence[Run], *, samples: int, replays: int) -> list[dict[str, object]]:
+    """Return one row a policy: how its certificates did over at least so many draws."""
     cases = [case for run in runs for case in run.periods[1:]]
     ways = {
         policy: Way(variant, audit_fraction=AUDIT_FRACTION) for policy, variant in CLUSTER_POLICIES.items()
     }
-    ways["linucb"] = Way(LinUcb(), HIDDEN, AUDIT_FRACTION)
+    ways |= {
+        "linucb": Way(LinUcb(), GRADIENT, AUDIT_FRACTION),
+        f"linucb, {HIDDEN}": Way(LinUcb(), HIDDEN, AUDIT_FRACTION),
+    }
     attempts = -(-replays // len(cases))
     return [
         _row(
-            "all",
+            name,
             policy,
             CERTIFIED_BUDGET,
             certified(cases, way, share_of(CERTIFIED_BUDGET, samples), attempts=attempts),
@@ -349,7 +354,7 @@ def run_all(chosen: argparse.Namespace) -> dict[str, object]:
     """Replay everything and return the three tables."""
     policies: list[dict[str, object]] = []
     curve: list[dict[str, object]] = []
-    every: list[Run] = []
+    certificates: list[dict[str, object]] = []
     for target in chosen.targets.split(","):
         runs: list[Run] = []
         for seed in range(chosen.seeds):
@@ -358,8 +363,7 @@ def run_all(chosen: argparse.Namespace) -> dict[str, object]:
             runs.append(open_run(trajectory, open_states(target, **shape), seed=seed))
         policies += compare_policies(target, runs, samples=chosen.samples, attempts=chosen.attempts)
         curve += draw_curve(target, runs, samples=chosen.samples)
-        every += runs
-    certificates = count_coverage(every, samples=chosen.samples, replays=chosen.certificates)
+        certificates += count_coverage(target, runs, samples=chosen.samples, replays=chosen.certificates)
     return {"policies": policies, "first_pass": curve, "certificates": certificates}
 
 
@@ -372,19 +376,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--targets", default=",".join(VALIDATION_ROWS))
     parser.add_argument("--attempts", type=int, default=5, help="draws with an audit, a replay")
-    parser.add_argument("--certificates", type=int, default=1000, help="audited draws, a policy")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "selection.json")
+    parser.add_argument("--certificates", type=int, default=500, help="audited draws, a target and policy")
+    parser.add_argument("--out", type=Path, help="results/selection-TARGETS.json where not given")
     chosen = parser.parse_args()
+    out = chosen.out or RESULTS / f"selection-{chosen.targets.replace(',', '-')}.json"
     tables = run_all(chosen)
     result = {
         "benchmark": "selection",
         "date": today(),
-        "command": "python benchmarks/selection.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/selection.py "
+        + " ".join(sys.argv[1:]).replace(str(chosen.folder), "FOLDER"),
         "hardware": hardware(torch.device("cpu")),
         "versions": versions("clusterucb", "torch", "numpy", "scipy"),
         **tables,
     }
-    write_result(chosen.out, result)
+    write_result(out, result)
 
 
 if __name__ == "__main__":

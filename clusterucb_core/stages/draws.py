@@ -5,7 +5,8 @@ the shards of the samples that are drawn.
 """
 
 import logging
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from clusterucb_core.bandit.audits import Audit, audit_pulls
 from clusterucb_core.bandit.policies import LinUcb
 from clusterucb_core.bandit.pulls import RoundReport, pull_arms
 from clusterucb_core.bandit.stopping import EarlyStop
-from clusterucb_core.certificate import certify, certify_turns
 from clusterucb_core.errors import BudgetError, InvalidPool, TooManyExcluded
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.features.gradients import UnusableSamples
@@ -24,6 +24,7 @@ from clusterucb_core.lm.devices import leased_device
 from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray, IntArray
 from clusterucb_core.seeds import child_rng
 from clusterucb_core.selection import SelectionSettings, bandit_policy, cold_start_of, is_bandit, share_of
+from clusterucb_core.stages.certificates import certificate_of
 from clusterucb_core.stages.clusters import read_clustering
 from clusterucb_core.stages.contexts import SideInformation, gradient_context, gradient_prior
 from clusterucb_core.stages.drawn import NO_CLUSTER, Drawn, write_drawn
@@ -67,6 +68,21 @@ class DrawSpec(StageSpec):
     run_id: str = location(default="")  # pyright: ignore[reportAssignmentType]
 
 
+@dataclass(frozen=True)
+class DrawTable:
+    """What a bandit draws from: the clustered samples with their scores, clusters [n] and side information.
+
+    It belongs to one period; draws of several policies, budgets and seeds may share it. `prior` [n, s] is a
+    guess of the scores, there where columns take turns and where there is side information.
+    """
+
+    book: ScoreBook
+    clusters: IntArray
+    exclusions: tuple[Exclusion, ...]
+    side: SideInformation | None
+    prior: FloatArray | None
+
+
 @resumable
 def run_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
     """Draw and select; a bandit computes the gradients of what it draws and of nothing else.
@@ -75,12 +91,7 @@ def run_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings
         BudgetError: the budget is below the cold start or above the pool.
         InvalidPool: fewer samples can be used than are to be selected.
     """
-    k = share_of(spec.settings.top_fraction, pool_size(spec.candidates))
-    if k < 1:
-        raise BudgetError(
-            f"selection.top_fraction={spec.settings.top_fraction} of {pool_size(spec.candidates)} samples "
-            "selects none; raise it or give a larger pool"
-        )
+    k = selected_samples(spec)
     if spec.settings.policy == "random":
         drawn, choice = _random_choice(spec, k)
     else:
@@ -91,6 +102,26 @@ def run_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings
         )
         choice = best_drawn(drawn, k, spec.settings.aggregate)
     return _write(spec, workspace, drawn, choice, execution)
+
+
+def selected_samples(spec: DrawSpec) -> int:
+    """Return k, how many samples a selection holds.
+
+    Raises:
+        BudgetError: none.
+    """
+    k = share_of(spec.settings.top_fraction, pool_size(spec.candidates))
+    if k < 1:
+        raise BudgetError(
+            f"selection.top_fraction={spec.settings.top_fraction} of {pool_size(spec.candidates)} samples "
+            "selects none; raise it or give a larger pool"
+        )
+    return k
+
+
+def chance_rows(spec: DrawSpec, n: int, k: int) -> IntArray:
+    """Return k of n rows at random, as the policy `random` chooses them."""
+    return child_rng(spec.seed, "random selection", str(spec.period)).permutation(n)[:k]
 
 
 def best_drawn(drawn: Drawn, k: int, aggregate: Aggregate) -> Choice:
@@ -107,11 +138,76 @@ def best_drawn(drawn: Drawn, k: int, aggregate: Aggregate) -> Choice:
     return replace(choice, rows=drawn.seen[choice.rows])
 
 
+def open_table(spec: DrawSpec, workspace: Workspace) -> DrawTable:
+    """Return what the draws of a period work on; the side information only where its policy asks for it."""
+    assert spec.first_space is not None, "a clustering belongs to a feature space"
+    first = spec.first_space
+    ids, clusters = _clustered(spec)
+    _, exclusions = _usable(spec, candidate_ids(spec.candidates), workspace, (first,))
+    book = _book(spec, ids, workspace)
+    where: dict[str, Any] = {"weights": book.weights, "workspace": workspace}
+    side = gradient_context(first, ids, book.target, **where) if spec.settings.policy == "linucb" else None
+    if side is not None:
+        return DrawTable(book, clusters, exclusions, side, side.prior)
+    turns = takes_turns(spec.settings.aggregate)
+    prior = gradient_prior(first, ids, book.target, **where) if turns else None
+    return DrawTable(book, clusters, exclusions, None, prior)
+
+
+def draw_from(
+    table: DrawTable,
+    spec: DrawSpec,
+    filler: BookFiller,
+    *,
+    on_round: Callable[[RoundReport], None] | None = None,
+) -> Drawn:
+    """Draw under the budget; what the table's book knows already is not computed again.
+
+    Args:
+        table: what the draws work on.
+        spec: policy, budget and seed.
+        filler: computes what the book lacks.
+        on_round: called after every round.
+
+    Raises:
+        BudgetError: the budget is below the cold start or above the pool.
+        TooManyExcluded: more samples lost their gradient than the configuration allows.
+    """
+    book, lost = table.book, dict[int, str]()
+    while True:
+        arms = _arms(spec, table.clusters, lost)
+        try:
+            audit = _pull(table, spec, filler, arms=arms, on_round=on_round)
+            break
+        except UnusableSamples as error:
+            # what was computed stays in the store, so the repeat without these samples is a replay
+            lost.update(zip(error.indices, error.reasons, strict=True))
+            _check_lost(spec, lost, len(book.sample_ids))
+    log = audit.log
+    late = tuple(
+        Exclusion(book.sample_ids[row], "selection", reason, f"period {spec.period}")
+        for row, reason in lost.items()
+    )
+    return Drawn(
+        book.sample_ids,
+        log.samples,
+        total_scores(book, log.samples),
+        book.target.subtasks,
+        table.clusters,
+        log,
+        table.exclusions + late,
+        budget_samples=_budget(spec, arms),
+        n_uniform=audit.n_uniform,
+        n_left=audit.n_left,
+        unspent_samples=_budget(spec, arms) - len(log.samples),
+    )
+
+
 def _random_choice(spec: DrawSpec, k: int) -> tuple[Drawn, Choice]:
     ids = candidate_ids(spec.candidates)
     if len(ids) < k:
         raise InvalidPool(f"{len(ids)} samples can be used, but {k} are to be selected; lower top_fraction")
-    chosen = child_rng(spec.seed, "random selection", str(spec.period)).permutation(len(ids))[:k]
+    chosen = chance_rows(spec, len(ids), k)
     seen, scores = np.zeros(0, dtype=np.int64), np.zeros((0, 0))
     drawn = Drawn(ids, seen, scores, (), np.full(len(ids), NO_CLUSTER), None, (), 0)
     return drawn, Choice(chosen, np.full(k, np.nan), np.full(k, NO_COLUMN))
@@ -136,38 +232,8 @@ def _draws_on_lease(spec: DrawSpec, workspace: Workspace, execution: ExecutionSe
 
 
 def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> Drawn:
-    assert spec.first_space is not None, "a clustering belongs to a feature space"
-    ids, clusters = _clustered(spec)
-    _, exclusions = _usable(spec, candidate_ids(spec.candidates), workspace, (spec.first_space,))
-    book = _book(spec, ids, workspace)
     filler = BookFiller(spec.tokens, workspace=workspace, execution=execution, run_id=spec.run_id)
-    lost: dict[int, str] = {}
-    while True:
-        arms = _arms(spec, clusters, lost)
-        try:
-            audit = _pull(spec, book, filler, arms=arms, workspace=workspace)
-            break
-        except UnusableSamples as error:
-            # what was computed stays in the store, so the repeat without these samples is a replay
-            lost.update(zip(error.indices, error.reasons, strict=True))
-            _check_lost(spec, lost, len(ids))
-    log = audit.log
-    late = tuple(
-        Exclusion(ids[row], "selection", reason, f"period {spec.period}") for row, reason in lost.items()
-    )
-    return Drawn(
-        ids,
-        log.samples,
-        total_scores(book, log.samples),
-        book.target.subtasks,
-        clusters,
-        log,
-        exclusions + late,
-        budget_samples=_budget(spec, arms),
-        n_uniform=audit.n_uniform,
-        n_left=audit.n_left,
-        unspent_samples=_budget(spec, arms) - len(log.samples),
-    )
+    return draw_from(open_table(spec, workspace), spec, filler, on_round=_log_round)
 
 
 def _budget(spec: DrawSpec, arms: list[IntArray]) -> int:
@@ -186,16 +252,21 @@ def _clustered(spec: DrawSpec) -> tuple[list[str], IntArray]:
 
 
 def _pull(
-    spec: DrawSpec, book: ScoreBook, filler: BookFiller, *, arms: list[IntArray], workspace: Workspace
+    table: DrawTable,
+    spec: DrawSpec,
+    filler: BookFiller,
+    *,
+    arms: list[IntArray],
+    on_round: Callable[[RoundReport], None] | None,
 ) -> Audit:
     def reward(rows: IntArray) -> FloatArray:
-        filler.fill(book, rows)
-        return rewards_of(view, rows, total_scores(book, rows))
+        filler.fill(table.book, rows)
+        return rewards_of(view, rows, total_scores(table.book, rows))
 
     settings, n = spec.settings, pool_size(spec.candidates)
     policy = bandit_policy(settings)
-    side = _side_information(spec, book, workspace) if isinstance(policy, LinUcb) else None
-    view = _reward_view(spec, book, side, workspace=workspace)
+    side = table.side if isinstance(policy, LinUcb) else None
+    view = RewardView(settings.aggregate, table.prior)
     context = None if side is None else side.context
     prior = None if side is None else guesses_of(side.prior, settings.aggregate)
     audit_samples = share_of(settings.audit_fraction, n)
@@ -209,7 +280,7 @@ def _pull(
         context=context,
         prior=prior,
         rng=child_rng(spec.seed, "policy", str(spec.period)),
-        on_round=_log_round,
+        on_round=on_round,
         stop=EarlyStop(share_of(settings.top_fraction, n), settings.early_stop),
     )
     if audit_samples == 0:
@@ -225,26 +296,6 @@ def _pull(
         prior=prior,
         rng=child_rng(spec.seed, "audit", str(spec.period)),
     )
-
-
-def _side_information(spec: DrawSpec, book: ScoreBook, workspace: Workspace) -> SideInformation:
-    assert spec.first_space is not None, "side information comes from the first checkpoint"
-    return gradient_context(
-        spec.first_space, book.sample_ids, book.target, weights=book.weights, workspace=workspace
-    )
-
-
-def _reward_view(
-    spec: DrawSpec, book: ScoreBook, side: SideInformation | None, *, workspace: Workspace
-) -> RewardView:
-    aggregate = spec.settings.aggregate
-    if not takes_turns(aggregate) or side is not None:
-        return RewardView(aggregate, None if side is None else side.prior)
-    assert spec.first_space is not None, "a prior comes from features at the first checkpoint"
-    prior = gradient_prior(
-        spec.first_space, book.sample_ids, book.target, weights=book.weights, workspace=workspace
-    )
-    return RewardView(aggregate, prior)
 
 
 def _log_round(report: RoundReport) -> None:
@@ -297,39 +348,23 @@ def _book(spec: DrawSpec, ids: list[str], workspace: Workspace) -> ScoreBook:
 def _write(
     spec: DrawSpec, workspace: Workspace, drawn: Drawn, choice: Choice, execution: ExecutionSettings
 ) -> ArtifactRef:
+    rng = child_rng(spec.seed, "certificate", str(spec.period))
+    certificate = certificate_of(drawn, choice, aggregate=spec.settings.aggregate, rng=rng)
+    if certificate is not None:
+        low, high = certificate.recall_low, certificate.recall_high
+        logger.info("estimated recall %.2f (%.2f to %.2f)", certificate.recall, low, high)
     manifest: dict[str, Any] = {
         "n_candidates": len(drawn.sample_ids),
         "n_selected": len(choice.rows),
         "budget_samples": drawn.budget_samples,
         "unspent_samples": drawn.unspent_samples,
-        "certificate": _certificate(spec, drawn, choice),
+        "certificate": None if certificate is None else asdict(certificate),
         "separation": _separation(spec, drawn, workspace, execution),
         "exclusions": [asdict(exclusion) for exclusion in drawn.exclusions],
     }
     with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder:
         write_drawn(folder, drawn, choice)
     return written(spec, workspace)
-
-
-def _certificate(spec: DrawSpec, drawn: Drawn, choice: Choice) -> dict[str, float | None] | None:
-    if drawn.pulls is None or drawn.n_uniform == 0:
-        return None
-    rng = child_rng(spec.seed, "certificate", str(spec.period))
-    k, known = len(choice.rows), len(drawn.seen) - drawn.n_uniform
-    if takes_turns(spec.settings.aggregate):
-        turn = dict(zip(choice.rows.tolist(), range(k), strict=True))
-        turns = np.array([turn.get(row, k) for row in drawn.seen.tolist()])
-        certificate = certify_turns(turns, known=known, n_left=drawn.n_left, k=k, rng=rng)
-    else:
-        rewards = drawn.pulls.rewards
-        certificate = certify(rewards[:known], rewards[known:], drawn.n_left, k=k, rng=rng)
-    logger.info(
-        "estimated recall %.2f (%.2f to %.2f)",
-        certificate.recall,
-        certificate.recall_low,
-        certificate.recall_high,
-    )
-    return asdict(certificate)
 
 
 def _separation(

@@ -15,6 +15,7 @@ from clusterucb_core.bandit.policies import (
 )
 from clusterucb_core.errors import BudgetError, InvalidConfig
 from clusterucb_core.influence import Aggregate, takes_turns
+from clusterucb_core.seeds import child_seed
 
 OTHER_POLICIES = ("linucb", "random", "full")
 POLICY_NAMES = (*POLICY_KINDS, *OTHER_POLICIES)
@@ -159,6 +160,11 @@ def bandit_policy(settings: SelectionSettings) -> Policy | LinUcb:
     if not is_bandit(settings.policy):
         raise InvalidConfig(f"selection.policy={settings.policy} draws under no budget")
     return configured_policy(settings)
+
+
+def baseline_seed(seed: int, number: int) -> int:
+    """Return the seed of the random selection of a number, in a run with a seed."""
+    return child_seed(seed, "random baseline", str(number))
 
 
 def share_of(fraction: float, n_samples: int) -> int:

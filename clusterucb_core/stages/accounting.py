@@ -3,11 +3,12 @@
 Reads feature shards and tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clusterucb_core.cost import (
     CostLedger,
+    StageCost,
     add_cost,
     cost_by_stage,
     full_selection_cost,
@@ -65,12 +66,12 @@ def run_costs(
 def _cost(
     spec: DrawSpec, draws: ArtifactRef, workspace: Workspace, *, run_id: str, charged: Charged
 ) -> SelectionCost:
-    table = open_tokens(spec.tokens)
-    tokens = dict(zip(table.sample_ids, table.lengths.tolist(), strict=True))
+    tokens = token_counts(spec.tokens)
     n_checkpoints = max(1, len(spec.spaces))
     every = candidate_ids(spec.candidates)
     ledger, reused = CostLedger(), 0
-    for stage, space, needed in _needs(spec, draws):
+    drawn = frozenset(read_pulls(draws)["sample_id"])
+    for stage, space, needed in _needs(spec, drawn):
         paid = _paid_by(space, needed, workspace, run_id=run_id, charged=charged)
         reused += len(needed) - len(paid)
         cost = gradient_cost(
@@ -99,7 +100,33 @@ def _cost(
     )
 
 
-def _needs(spec: DrawSpec, draws: ArtifactRef) -> list[Need]:
+def needed_cost(spec: DrawSpec, drawn: frozenset[str], tokens: Mapping[str, int]) -> StageCost:
+    """Return what a selection rests on, whoever computed it.
+
+    Args:
+        spec: the selection.
+        drawn: the samples that its policy drew; no matter where it draws under no budget.
+        tokens: the number of tokens of every candidate.
+    """
+    ledger = CostLedger()
+    for stage, space, needed in _needs(spec, drawn):
+        cost = gradient_cost(
+            n_samples=len(needed),
+            n_checkpoints=1,
+            n_parameters=space.model.n_parameters,
+            n_tokens=sum(tokens[sample] for sample in needed),
+        )
+        ledger = add_cost(ledger, stage, cost)
+    return total_cost(ledger)
+
+
+def token_counts(tokens: ArtifactRef) -> dict[str, int]:
+    """Return the number of tokens of every sample of a `tokens` artifact."""
+    table = open_tokens(tokens)
+    return dict(zip(table.sample_ids, table.lengths.tolist(), strict=True))
+
+
+def _needs(spec: DrawSpec, drawn: frozenset[str]) -> list[Need]:
     """Return stage, feature space and samples of every gradient that a selection rests on, each one once."""
     if spec.settings.policy == "random":
         return []
@@ -109,9 +136,9 @@ def _needs(spec: DrawSpec, draws: ArtifactRef) -> list[Need]:
     if spec.clustering is not None and spec.first_space in spec.spaces:
         clustered = frozenset(read_clustering(spec.clustering)[0])
         needs.append(("clustering", spec.first_space, clustered))
-    drawn = frozenset(read_pulls(draws)["sample_id"]) if is_bandit(spec.settings.policy) else everything
+    wanted = drawn if is_bandit(spec.settings.policy) else everything
     for space in spec.spaces:
-        rest = drawn - clustered if space == spec.first_space else drawn
+        rest = wanted - clustered if space == spec.first_space else wanted
         needs.append(("selection", space, rest))
     return needs
 

@@ -23,7 +23,7 @@ from clusterucb_core.stages.features import open_store
 from clusterucb_core.stages.intake import candidate_ids
 from clusterucb_core.stages.models import CheckpointRef, FeatureSpace
 from clusterucb_core.stages.publication import PeriodDraws
-from clusterucb_core.stages.scores import open_book, read_target_gradients, total_scores
+from clusterucb_core.stages.scores import open_book, read_target_gradients, total_scores, usable_rows
 from clusterucb_core.stages.training import selected_ids
 from clusterucb_core.store import EvaluationRow
 from clusterucb_core.workspace import Workspace
@@ -209,8 +209,7 @@ def _judgement(
     target = read_target_gradients(measured.target, measured.spaces, workspace, aggregate=aggregate)
     ids = candidate_ids(measured.candidates)
     book = open_book(measured.spaces, measured.weights, target, sample_ids=ids, workspace=workspace)
-    unusable = {row for rows in book.unusable for row in rows}
-    rows = np.array([row for row in range(len(ids)) if row not in unusable])
+    rows = usable_rows(book)
     scores = total_scores(book, rows)
     if np.isnan(scores).any():
         return None

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from clusterucb_core.stages.comparison_summary import SettingSummary
 
@@ -22,13 +26,17 @@ LOOKS = (
     ("#000000", "X"),
 )
 LEVELS = {"full": "--", "random": ":"}
-INCHES, DOTS_PER_INCH = (8.0, 5.0), 150
+INCHES, DOTS_PER_INCH = (8.5, 5.0), 150
+# Policies cost nearly the same at one budget, so their marks are set beside one another.
+APART_INCHES = 3 / 72
+GREY = "#666666"
 
 
 @dataclass(frozen=True)
 class _Point:
-    """One setting: its share of full selection's operations, captured influence and its standard error."""
+    """One policy at one budget: share of full selection's operations, captured influence, standard error."""
 
+    budget: float
     cost: float
     captured: float
     error: float
@@ -45,32 +53,23 @@ def comparison_chart(path: Path, lines: Sequence[SettingSummary], *, title: str)
     figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for number, (policy, points) in enumerate(_by_policy(lines).items()):
-        colour, mark = LOOKS[number % len(LOOKS)]
-        axes.errorbar(
-            [point.cost for point in points],
-            [point.captured for point in points],
-            yerr=[point.error for point in points],
-            label=policy,
-            color=colour,
-            marker=mark,
-            markersize=5.5,
-            linewidth=1.6,
-            capsize=3,
-        )
-    for line in lines:
-        if line.policy in LEVELS and line.captured_influence is not None:
-            _level(axes, line.captured_influence, line.policy)
+    policies = _by_policy(lines)
+    levels = {line.policy: line.captured_influence for line in lines if line.policy in LEVELS}
+    keys = _level(axes, levels.get("full"), "full")
+    for number, (policy, points) in enumerate(policies.items()):
+        keys += _curve(axes, policy, points, number=number, aside=number - (len(policies) - 1) / 2)
+    keys += _level(axes, levels.get("random"), "random")
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("cost of all selections of a run, share of full selection's operations")
-    axes.set_ylabel("captured influence")
-    axes.xaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
-    axes.set_xlim(left=0.0)
-    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_ylabel("captured influence (mean ± standard error)")
+    axes.xaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    axes.margins(x=0.08)
+    axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    axes.spines["right"].set_visible(False)
+    _mark_budgets(axes, [point for points in policies.values() for point in points])
+    figure.legend(handles=keys, loc="outside right center", frameon=False, fontsize=9)
+    # no version of the library in the file: the same figures give the same bytes
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
@@ -78,13 +77,60 @@ def _by_policy(lines: Sequence[SettingSummary]) -> dict[str, list[_Point]]:
     """Return the points of each policy, the policies from the highest last point to the lowest."""
     found: dict[str, list[_Point]] = {}
     for line in lines:
-        if line.policy in LEVELS or line.captured_influence is None or line.flops_share is None:
+        if line.budget_fraction is None or line.captured_influence is None or line.flops_share is None:
             continue
-        point = _Point(line.flops_share, line.captured_influence, line.captured_se or 0.0)
+        error = line.captured_se or 0.0
+        point = _Point(line.budget_fraction, line.flops_share, line.captured_influence, error)
         found.setdefault(line.policy, []).append(point)
     return dict(sorted(found.items(), key=lambda item: -item[1][-1].captured))
 
 
-def _level(axes: Axes, captured: float, policy: str) -> None:
+def _curve(
+    axes: Axes, policy: str, points: Sequence[_Point], *, number: int, aside: float
+) -> list[ErrorbarContainer]:
+    colour, mark = LOOKS[number % len(LOOKS)]
+    figure = axes.get_figure(root=True)
+    assert figure is not None, "axes are part of a figure"
+    shift = ScaledTranslation(aside * APART_INCHES, 0.0, figure.dpi_scale_trans)
+    # what is set aside is not seen by the axes that choose their limits
+    ends = [(point.cost, point.captured + sign * point.error) for point in points for sign in (-1, 1)]
+    axes.update_datalim(ends)
+    curve = axes.errorbar(
+        [point.cost for point in points],
+        [point.captured for point in points],
+        yerr=[point.error for point in points],
+        label=policy,
+        color=colour,
+        marker=mark,
+        markersize=5.5,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        linewidth=1.5,
+        elinewidth=1.0,
+        capsize=2.5,
+        transform=axes.transData + shift,
+    )
+    axes.autoscale_view()
+    return [curve]
+
+
+def _level(axes: Axes, captured: float | None, policy: str) -> list[ErrorbarContainer | Line2D]:
     """Draw a selection without a budget as a level across the chart."""
-    axes.axhline(captured, color="#666666", linestyle=LEVELS[policy], linewidth=1.2, label=policy, zorder=1)
+    if captured is None:
+        return []
+    style = LEVELS[policy]
+    return [axes.axhline(captured, color=GREY, linestyle=style, linewidth=1.2, label=policy, zorder=1)]
+
+
+def _mark_budgets(axes: Axes, points: Sequence[_Point]) -> None:
+    """Name the budgets along the upper edge, each above the mean cost of its points."""
+    budgets = sorted({point.budget for point in points})
+    upper = axes.secondary_xaxis("top")
+    upper.set_xticks(
+        [fmean(point.cost for point in points if point.budget == budget) for budget in budgets],
+        labels=[f"{100 * budget:g} %" for budget in budgets],
+        fontsize=8,
+        color=GREY,
+    )
+    upper.set_xlabel("budget of one selection, share of the pool", fontsize=8, color=GREY)
+    upper.tick_params(color=GREY)

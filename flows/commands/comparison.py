@@ -174,6 +174,6 @@ def _means_of(result: "ComparisonResult") -> str:
         return f"mean ± standard error over {seeds}; costs hold the pass over the pool that clusters it"
     periods = ", ".join(map(str, result.periods))
     return (
-        f"mean ± standard error over {seeds} and the re-selections of periods {periods}; costs are those of a "
-        "whole run,\nwhose first selection takes a gradient of every sample under all policies but random"
+        f"mean ± standard error over {seeds} and the re-selections of periods {periods}; costs are those of "
+        "a whole run,\nwhose first selection takes a gradient of every sample under all policies but random"
     )

@@ -76,7 +76,7 @@ def test_a_replay_is_what_the_same_settings_draw_for_real(compared):
 
 
 def test_a_grid_of_settings_computes_no_gradient_beyond_full_selection(compared):
-    # six policies at three budgets, or, beside an audit, only linucb at the lowest; two seeds; random twice, full
+    # six policies at three budgets, beside an audit only linucb at the lowest; two seeds, as of random; full
     settings = {"static": 6 * 3, "dynamic": 6 * 2 + 1}[compared.mode]
     assert len(compared.replays) == 2 * settings + 2 + 1
     full = 2 * len(candidate_ids(compared.run.inputs.candidates))

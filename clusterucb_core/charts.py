@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 
@@ -56,8 +57,11 @@ def comparison_chart(path: Path, lines: Sequence[SettingSummary], *, title: str)
     policies = _by_policy(lines)
     levels = {line.policy: line.captured_influence for line in lines if line.policy in LEVELS}
     keys = _level(axes, levels.get("full"), "full")
+    # looks go by the order of the lines, so that a policy keeps its own whatever its rank
+    looks = dict(zip(sorted(policies, key=_places(lines).index), cycle(LOOKS), strict=False))
     for number, (policy, points) in enumerate(policies.items()):
-        keys += _curve(axes, policy, points, number=number, aside=number - (len(policies) - 1) / 2)
+        aside = number - (len(policies) - 1) / 2
+        keys += _curve(axes, policy, points, looks=looks[policy], aside=aside)
     keys += _level(axes, levels.get("random"), "random")
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("cost of all selections of a run, share of full selection's operations")
@@ -73,6 +77,10 @@ def comparison_chart(path: Path, lines: Sequence[SettingSummary], *, title: str)
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
+def _places(lines: Sequence[SettingSummary]) -> list[str]:
+    return list(dict.fromkeys(line.policy for line in lines))
+
+
 def _by_policy(lines: Sequence[SettingSummary]) -> dict[str, list[_Point]]:
     """Return the points of each policy, the policies from the highest last point to the lowest."""
     found: dict[str, list[_Point]] = {}
@@ -86,9 +94,9 @@ def _by_policy(lines: Sequence[SettingSummary]) -> dict[str, list[_Point]]:
 
 
 def _curve(
-    axes: Axes, policy: str, points: Sequence[_Point], *, number: int, aside: float
+    axes: Axes, policy: str, points: Sequence[_Point], *, looks: tuple[str, str], aside: float
 ) -> list[ErrorbarContainer]:
-    colour, mark = LOOKS[number % len(LOOKS)]
+    colour, mark = looks
     figure = axes.get_figure(root=True)
     assert figure is not None, "axes are part of a figure"
     shift = ScaledTranslation(aside * APART_INCHES, 0.0, figure.dpi_scale_trans)

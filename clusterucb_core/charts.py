@@ -1,6 +1,6 @@
 """Charts as PNG files. Writes the file that it is told to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -48,37 +48,49 @@ def comparison_chart(path: Path, lines: Sequence[SettingSummary], *, title: str)
 
     Args:
         path: the PNG file to write.
-        lines: what the settings of a comparison came to; those without a figure are left out.
+        lines: what the settings of a comparison came to; those without a figure are left out. Each target
+            has a panel of its own.
         title: stands above the chart.
     """
-    figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    targets = list(dict.fromkeys(line.target for line in lines))
+    width, height = INCHES
+    figure = Figure((width * (1 + len(targets)) / 2, height), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
+    # looks go by the order of the lines, so that a policy keeps its own whatever its rank
+    drawn = dict.fromkeys(line.policy for line in lines if line.policy not in LEVELS)
+    looks = dict(zip(drawn, cycle(LOOKS), strict=False))
+    keys: dict[str, ErrorbarContainer | Line2D] = {}
+    for target, axes in zip(targets, panels, strict=True):
+        keys |= _panel(axes, [line for line in lines if line.target == target], looks)
+        if len(targets) > 1:
+            axes.set_title(target, fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.supxlabel("cost of all selections of a run, share of full selection's operations", fontsize=10)
+    panels[0].set_ylabel("captured influence (mean ± standard error)")
+    figure.legend(handles=list(keys.values()), loc="outside right center", frameon=False, fontsize=9)
+    # no version of the library in the file: the same figures give the same bytes
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _panel(
+    axes: Axes, lines: Sequence[SettingSummary], looks: Mapping[str, tuple[str, str]]
+) -> dict[str, ErrorbarContainer | Line2D]:
+    """Draw what the settings of one target came to, and return the key of each line by its name."""
     policies = _by_policy(lines)
     levels = {line.policy: line.captured_influence for line in lines if line.policy in LEVELS}
     keys = _level(axes, levels.get("full"), "full")
-    # looks go by the order of the lines, so that a policy keeps its own whatever its rank
-    looks = dict(zip(sorted(policies, key=_places(lines).index), cycle(LOOKS), strict=False))
     for number, (policy, points) in enumerate(policies.items()):
         aside = number - (len(policies) - 1) / 2
-        keys += _curve(axes, policy, points, looks=looks[policy], aside=aside)
-    keys += _level(axes, levels.get("random"), "random")
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel("cost of all selections of a run, share of full selection's operations")
-    axes.set_ylabel("captured influence (mean ± standard error)")
+        keys[policy] = _curve(axes, policy, points, looks=looks[policy], aside=aside)
+    keys |= _level(axes, levels.get("random"), "random")
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1.0))
     axes.margins(x=0.08)
     axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines["right"].set_visible(False)
     _mark_budgets(axes, [point for points in policies.values() for point in points])
-    figure.legend(handles=keys, loc="outside right center", frameon=False, fontsize=9)
-    # no version of the library in the file: the same figures give the same bytes
-    figure.savefig(path, format="png", metadata={"Software": None})
-
-
-def _places(lines: Sequence[SettingSummary]) -> list[str]:
-    return list(dict.fromkeys(line.policy for line in lines))
+    return keys
 
 
 def _by_policy(lines: Sequence[SettingSummary]) -> dict[str, list[_Point]]:
@@ -95,7 +107,7 @@ def _by_policy(lines: Sequence[SettingSummary]) -> dict[str, list[_Point]]:
 
 def _curve(
     axes: Axes, policy: str, points: Sequence[_Point], *, looks: tuple[str, str], aside: float
-) -> list[ErrorbarContainer]:
+) -> ErrorbarContainer:
     colour, mark = looks
     figure = axes.get_figure(root=True)
     assert figure is not None, "axes are part of a figure"
@@ -119,15 +131,16 @@ def _curve(
         transform=axes.transData + shift,
     )
     axes.autoscale_view()
-    return [curve]
+    return curve
 
 
-def _level(axes: Axes, captured: float | None, policy: str) -> list[ErrorbarContainer | Line2D]:
-    """Draw a selection without a budget as a level across the chart."""
+def _level(axes: Axes, captured: float | None, policy: str) -> dict[str, ErrorbarContainer | Line2D]:
+    """Draw a selection without a budget as a level across the chart, and return its key by its name."""
     if captured is None:
-        return []
+        return {}
     style = LEVELS[policy]
-    return [axes.axhline(captured, color=GREY, linestyle=style, linewidth=1.2, label=policy, zorder=1)]
+    line = axes.axhline(captured, color=GREY, linestyle=style, linewidth=1.2, label=policy, zorder=1)
+    return {policy: line}
 
 
 def _mark_budgets(axes: Axes, points: Sequence[_Point]) -> None:

@@ -35,7 +35,7 @@ class ComparisonResult(Frozen):
 
     Attributes:
         run_id: fingerprint of everything that determines it.
-        target: name of the target.
+        targets: names of the targets, each with lines of its own in `settings`.
         mode: `static` or `dynamic`.
         n_samples: samples of the pool that it was made on.
         periods: the selections that were replayed.
@@ -49,7 +49,7 @@ class ComparisonResult(Frozen):
     """
 
     run_id: str
-    target: str
+    targets: tuple[str, ...]
     mode: Literal["static", "dynamic"]
     n_samples: int
     periods: tuple[int, ...]
@@ -77,16 +77,24 @@ def comparison_spec(plan: RunPlan, oracle: Sequence[PeriodDraws]) -> CompareSpec
     )
 
 
-def keep_comparison(plan: RunPlan, result: ComparisonResult, replays: ArtifactRef) -> ComparisonResult:
-    """Write the table, the chart and the replays of a comparison, and return its result as lying there."""
+def keep_comparison(
+    plan: RunPlan, result: ComparisonResult, replays: Sequence[ArtifactRef]
+) -> ComparisonResult:
+    """Write the table, the chart and the replays of a comparison, and return its result as lying there.
+
+    Args:
+        plan: the comparison.
+        result: what it came to.
+        replays: the artifact `comparison` of every target.
+    """
     root = plan.workspace.artifacts
     if finished_comparison(plan) is None:
         shutil.rmtree(artifact_folder(root, STAGE, _key(plan)), ignore_errors=True)
     seeds = f"{result.seeds} seed" + ("" if result.seeds == 1 else "s")
-    title = f"{result.target}: {result.n_samples:,} samples, {result.mode} mode, {seeds}"
+    title = f"{', '.join(result.targets)}: {result.n_samples:,} samples, {result.mode} mode, {seeds}"
     with new_artifact(root, STAGE, _key(plan), {}) as folder:
         comparison_table(result.settings).write_csv(folder / TABLE)
-        read_replays(replays).write_csv(folder / REPLAYS)
+        pl.concat([read_replays(ref) for ref in replays]).write_csv(folder / REPLAYS)
         comparison_chart(folder / CHART, result.settings, title=title)
         (folder / RESULT).write_text(result.model_dump_json(indent=1), encoding="utf-8")
     return result.model_copy(update={"folder": str(artifact_folder(root, STAGE, _key(plan)))})

@@ -125,15 +125,17 @@ def estimate_comparison(plan: RunPlan) -> ComparisonEstimate:
     checkpoints = _n_checkpoints(config)
     every = [(s, len(repetitions(s, config.compare.seeds))) for s in compared_settings(config.compare)]
     drawn = sum(share_of(s.budget_fraction or 0.0, n) * repeats for s, repeats in every)
+    targets, repeats = len(plan.targets), sum(repeats for _, repeats in every)
+    trajectories = 1 if config.mode == "static" else targets
     replayed = checkpoints - 1 if config.mode == "dynamic" else 1
     trains = config.compare.finetune
     return ComparisonEstimate(
         n_samples=n,
         n_checkpoints=checkpoints,
-        gradient_evaluations=n * checkpoints,
-        n_replays=sum(repeats for _, repeats in every) * replayed,
-        n_selections=sum(repeats for _, repeats in every) if trains else 0,
-        selection_evaluations=drawn * replayed if trains and config.mode == "dynamic" else 0,
+        gradient_evaluations=n * (1 + trajectories * (checkpoints - 1)),
+        n_replays=targets * repeats * replayed,
+        n_selections=targets * repeats if trains else 0,
+        selection_evaluations=targets * drawn * replayed if trains and config.mode == "dynamic" else 0,
     )
 
 

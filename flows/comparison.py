@@ -9,16 +9,17 @@ from prefect.runtime import flow_run
 from clusterucb_core.comparison import ComparisonResult, comparison_spec, finished_comparison
 from clusterucb_core.config import RunConfig
 from clusterucb_core.execution import ExecutionSettings
+from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan, plan_comparison
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.comparison import Setting, draw_seed, possible_repetitions, setting_selection
-from clusterucb_core.stages.comparison_summary import Trained
+from clusterucb_core.stages.comparison_summary import SettingSummary, Trained
 from clusterucb_core.stages.intake import pool_size
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.summary import Trajectory
 from flows.evaluation import evaluate_subject
 from flows.home import configure_tracking, state_folder
-from flows.preparation import Inputs, prepare
+from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_settings
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select, select_by
@@ -51,27 +52,32 @@ def clusterucb_compare(
         return _compare(config, execution)
 
 
+class _Compared(Frozen):
+    """What a comparison came to for one target."""
+
+    periods: tuple[int, ...]
+    replays: ArtifactRef
+    settings: tuple[SettingSummary, ...]
+    trajectories: tuple[Trajectory, ...]
+
+
 def _compare(config: RunConfig, execution: ExecutionSettings) -> ComparisonResult:
     started_at = time.time()
     configure_tracking(state_folder())
     plan = plan_comparison(config, execution, home=state_folder())
     tracking = start_comparison_tracking(plan, flow_run.id, flow_run.ui_url)
-    inputs = prepare(plan)[0]
-    oracle = select(plan, inputs, subject="full")
-    spec = comparison_spec(plan, oracle.periods)
-    replays = compare_policies(spec, plan.workspace, plan.execution)
-    repeated = possible_repetitions(spec, replays) if plan.config.compare.finetune else []
-    tuned = [_fine_tuned(plan, inputs, setting, number=number) for setting, number in repeated]
-    settings = summarise_comparison(replays, spec.settings, [trained for _, trained in tuned])
-    made = [oracle, *(trajectory for trajectory, _ in tuned)]
+    targets = prepare(plan)
+    compared = [_compare_for(plan, inputs) for inputs in targets]
+    settings = [line for item in compared for line in item.settings]
+    made = [trajectory for item in compared for trajectory in item.trajectories]
     work = count_work(started_at, _spaces(made), _trainings(made), plan.workspace)
     result = ComparisonResult(
         run_id=plan.run_id,
-        target=inputs.name,
+        targets=tuple(inputs.name for inputs in targets),
         mode=plan.config.mode,
-        n_samples=pool_size(inputs.candidates),
-        periods=tuple(period.period for period in spec.periods),
-        seeds=spec.seeds,
+        n_samples=pool_size(targets[0].candidates),
+        periods=compared[0].periods,
+        seeds=plan.config.compare.seeds,
         audit_fraction=plan.config.selection.audit_fraction,
         settings=tuple(settings),
         folder="",
@@ -79,10 +85,25 @@ def _compare(config: RunConfig, execution: ExecutionSettings) -> ComparisonResul
         mlflow_run_id=tracking.mlflow_run_id,
         seconds=round(time.time() - started_at, 1),
     )
-    kept = keep_comparison(plan, result, replays)
+    kept = keep_comparison(plan, result, [item.replays for item in compared])
     finish_comparison_tracking(plan, tracking, kept)
     show_settings(settings, plan.run_id)
     return kept
+
+
+def _compare_for(plan: RunPlan, inputs: Inputs) -> _Compared:
+    oracle = select(plan, inputs, subject="full")
+    spec = comparison_spec(plan, oracle.periods)
+    replays = compare_policies(spec, plan.workspace, plan.execution)
+    repeated = possible_repetitions(spec, replays) if plan.config.compare.finetune else []
+    tuned = [_fine_tuned(plan, inputs, setting, number=number) for setting, number in repeated]
+    settings = summarise_comparison(replays, spec.settings, [trained for _, trained in tuned])
+    return _Compared(
+        periods=tuple(period.period for period in spec.periods),
+        replays=replays,
+        settings=tuple(settings),
+        trajectories=(oracle, *(trajectory for trajectory, _ in tuned)),
+    )
 
 
 def _fine_tuned(
@@ -91,7 +112,7 @@ def _fine_tuned(
     """Select for real by one setting, train on the selections, and measure the test loss."""
     trajectory = select_by(
         plan,
-        inputs,
+        chance_inputs(inputs) if setting.policy == "random" else inputs,
         setting_selection(plan.config.selection, setting),
         subject=setting.policy,
         seed=draw_seed(plan.config.seed, setting, number),

@@ -32,6 +32,8 @@ def summarise_comparison(
 
 
 @task(name="keep comparison")
-def keep_comparison(plan: RunPlan, result: ComparisonResult, replayed: ArtifactRef) -> ComparisonResult:
+def keep_comparison(
+    plan: RunPlan, result: ComparisonResult, replayed: Sequence[ArtifactRef]
+) -> ComparisonResult:
     """Write the table and the chart, and keep the result, so that a repeat finds it."""
     return comparison.keep_comparison(plan, result, replayed)

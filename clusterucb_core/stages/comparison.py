@@ -120,8 +120,8 @@ class CompareSpec(StageSpec):
 class _Oracle:
     """What replays of one period are drawn from and measured by.
 
-    `scores` [m, s] are those of every sample with a gradient at all checkpoints; `places` [n] says where among
-    them a row of the table is, -1 for a row that is not; `tokens` how many every sample has.
+    `scores` [m, s] are those of every sample with a gradient at all checkpoints; `places` [n] says where
+    among them a row of the table is, -1 for a row that is not; `tokens` how many every sample has.
     """
 
     spec: DrawSpec

@@ -120,8 +120,12 @@ def _print_settings(result: "ComparisonResult") -> None:
     headers += ["by period"] if several else []
     headers += ["interval held"] if audited else []
     headers += ["test loss [95 %]"] if trained else []
-    rows = [_cells(line, several=several, audited=audited, trained=trained) for line in result.settings]
-    print_table(headers, rows)
+    for number, target in enumerate(result.targets):
+        if len(result.targets) > 1:
+            say(("\n" if number else "") + f"target {target}")
+        lines = [line for line in result.settings if line.target == target]
+        rows = [_cells(line, several=several, audited=audited, trained=trained) for line in lines]
+        print_table(headers, rows)
 
 
 def _cells(line: "SettingSummary", *, several: bool, audited: bool, trained: bool) -> list[str | None]:
@@ -152,7 +156,7 @@ def _print_notes(result: "ComparisonResult", *, n_replays: int) -> None:
 
     for line in result.settings:
         if line.note is not None:
-            tell(f"{line.policy} at {percent(line.budget_fraction or 0.0, 1)}: {line.note}")
+            tell(f"{line.target}, {line.policy} at {percent(line.budget_fraction or 0.0, 1)}: {line.note}")
     say(f"\n{_means_of(result)}")
     audit = f"an audit of {percent(result.audit_fraction, 1)} of the pool" if result.audit_fraction else None
     say(f"{audit or 'no audit'} is part of each budget")

@@ -39,3 +39,10 @@ def test_the_same_figures_give_the_same_bytes_and_others_do_not(tmp_path):
 def test_little_to_show_is_shown(tmp_path, lines):
     comparison_chart(tmp_path / "a.png", lines, title="sums")
     assert (tmp_path / "a.png").stat().st_size > 5_000
+
+
+def test_each_target_has_a_panel_of_its_own(tmp_path):
+    both = [*LINES, *(item.model_copy(update={"target": "dates"}) for item in LINES)]
+    comparison_chart(tmp_path / "a.png", both, title="sums, dates")
+    width, height = struct.unpack(">II", (tmp_path / "a.png").read_bytes()[16:24])
+    assert (width, height) == (round(1.5 * INCHES[0] * DOTS_PER_INCH), round(INCHES[1] * DOTS_PER_INCH))

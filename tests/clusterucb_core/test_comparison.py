@@ -44,7 +44,7 @@ LINES = (
 )
 RESULT_OF = ComparisonResult(
     run_id="run",
-    target="sums",
+    targets=("sums",),
     mode="dynamic",
     n_samples=20,
     periods=(2, 3),
@@ -66,10 +66,10 @@ def plan(tmp_path) -> RunPlan:
         "model": {"base": "model"},
     }
     config = RunConfig.model_validate(tree)
-    target = TargetSpec(settings=config.only_target, base_folder="", digest="t")
+    target = TargetSpec(settings=config.all_targets[0], base_folder="", digest="t")
     return RunPlan(
         run_id="run",
-        selection_key="selection",
+        selection_keys={"sums": "selection"},
         config=config,
         config_digest="digest",
         code_version="1",
@@ -77,7 +77,7 @@ def plan(tmp_path) -> RunPlan:
         workspace=Workspace(home=str(tmp_path / "home")),
         model=ModelRef(settings=config.model, digest="m", n_parameters=1, n_lora_parameters=1),
         ingest=IngestSpec(settings=config.pool, base_folder="", key="i"),
-        target=target,
+        targets=(target,),
     )
 
 
@@ -91,23 +91,23 @@ def replays(tmp_path) -> ArtifactRef:
 
 def test_a_repeat_finds_the_result_with_no_work_of_its_own(plan, replays):
     assert finished_comparison(plan) is None
-    kept = keep_comparison(plan, RESULT_OF, replays)
+    kept = keep_comparison(plan, RESULT_OF, [replays])
     assert {path.name for path in Path(kept.folder).iterdir()} >= {TABLE, CHART, REPLAYS, RESULT}
     nothing = Work(gradient_evaluations=0, trainings=0)
     assert finished_comparison(plan) == kept.model_copy(update={"work": nothing, "seconds": 0.0})
 
 
 def test_a_result_that_cannot_be_read_is_made_anew(plan, replays, caplog):
-    kept = keep_comparison(plan, RESULT_OF, replays)
+    kept = keep_comparison(plan, RESULT_OF, [replays])
     (Path(kept.folder) / RESULT).write_text("{}")
     assert finished_comparison(plan) is None
     assert "is made anew" in caplog.text
-    keep_comparison(plan, RESULT_OF, replays)
+    keep_comparison(plan, RESULT_OF, [replays])
     assert finished_comparison(plan) is not None
 
 
 def test_the_table_has_one_row_for_every_setting(plan, replays):
-    kept = keep_comparison(plan, RESULT_OF, replays)
+    kept = keep_comparison(plan, RESULT_OF, [replays])
     found = pl.read_csv(Path(kept.folder) / TABLE)
     assert found.columns == list(SettingSummary.model_fields)
     assert found["policy"].to_list() == ["ucb1", "full"]
@@ -116,7 +116,7 @@ def test_the_table_has_one_row_for_every_setting(plan, replays):
 
 
 def test_the_files_are_copied_where_they_are_wanted(plan, replays, tmp_path):
-    kept = keep_comparison(plan, RESULT_OF, replays)
+    kept = keep_comparison(plan, RESULT_OF, [replays])
     copied = copy_files(kept, tmp_path / "out" / "here")
     assert copied.folder == str(tmp_path / "out" / "here")
     for name in (TABLE, CHART, REPLAYS):

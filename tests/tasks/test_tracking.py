@@ -299,7 +299,7 @@ def compared(tmp_path):
     for name, content in ((TABLE, b"policy\n"), (REPLAYS, b"seed\n"), (CHART, b"\x89PNG\x00\xff")):
         (tmp_path / name).write_bytes(content)
     return ComparisonResult(
-        run_id="run", target="sums", mode="dynamic", n_samples=20, periods=(2, 3), seeds=2,
+        run_id="run", targets=("sums",), mode="dynamic", n_samples=20, periods=(2, 3), seeds=2,
         audit_fraction=0.04, settings=lines, folder=str(tmp_path), mlflow_run_id=None, seconds=1.0,
         work=Work(gradient_evaluations=60, trainings=3),
     )  # fmt: skip

@@ -42,7 +42,7 @@ def made(tmp_path):
         (folder / CHART).write_bytes(b"\x89PNG")
         fields = {
             "run_id": "run",
-            "target": "adding",
+            "targets": ("adding",),
             "mode": "dynamic",
             "n_samples": 200,
             "periods": (2, 3),
@@ -121,7 +121,7 @@ def test_the_result_is_a_table_and_the_places_of_its_files(call, flow, made, con
     assert "over 2 seeds and the re-selections of periods 2, 3" in outcome.out
     assert "an audit of 4.0 % of the pool is part of each budget" in outcome.out
     assert "200 samples, 4 replays; this call computed 600 gradient evaluations, 4 trainings" in outcome.out
-    assert "ucb1 at 5.0 %: below the cold start" in outcome.err
+    assert "adding, ucb1 at 5.0 %: below the cold start" in outcome.err
     assert f"{made().folder}/{CHART}" in outcome.out
 
 
@@ -132,6 +132,15 @@ def test_a_loss_is_shown_where_one_was_measured(call, flow, made, config_file):
     assert "2.0000 [1.5000, 2.5000]" in out
     assert "no audit is part of each budget" in out
     assert "by period" not in out
+
+
+def test_each_target_has_a_table_of_its_own(call, flow, made, config_file):
+    other = UCB.model_copy(update={"target": "dates", "captured_influence": 0.25})
+    flow(lambda *_: made(targets=("adding", "dates"), settings=(UCB, other)))
+    lines = call("compare", config_file).out.splitlines()
+    first, second = lines.index("target adding"), lines.index("target dates")
+    assert any("0.750" in line for line in lines[first:second])
+    assert any("0.250" in line for line in lines[second:])
 
 
 def test_json_is_everything_and_out_is_where_the_files_lie(call, flow, made, config_file, tmp_path):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Annotated, Any, Literal, TypeGuard, TypeVar, cast, get_args
+from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -21,26 +21,13 @@ from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.settings import ModelSettings
 from clusterucb_core.pool.ingest import PoolSettings
-from clusterucb_core.selection import PolicyName, SelectionSettings
+from clusterucb_core.selection import SelectionSettings
+from clusterucb_core.stages.comparison import CompareSettings
 from clusterucb_core.stages.features import FeatureSettings
 from clusterucb_core.stages.training import FinetuneSettings, WarmupSettings
 from clusterucb_core.targets.catalog import TargetSettings
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class CompareSettings(Frozen):
-    """Policies and budgets to compare against the full-gradient oracle."""
-
-    policies: tuple[PolicyName, ...] = Field(
-        default=(), title="Policies", description="Policies to compare; empty: all of them."
-    )
-    budget_fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        default=(0.05, 0.1, 0.2), title="Budgets", description="Budgets as shares of the pool."
-    )
-    seeds: int = Field(
-        default=3, ge=1, title="Seeds", description="Repetitions of each pair of policy and budget."
-    )
 
 
 class RunConfig(Frozen):

@@ -24,6 +24,7 @@ from clusterucb_core.planning import RunPlan
 from clusterucb_core.pool.ingest import IngestCounts, ingest_counts
 from clusterucb_core.records import Exclusion, Target, TargetRow
 from clusterucb_core.selection import cold_start_of, is_bandit, needs_gradient_pass, needs_proxy, share_of
+from clusterucb_core.stages.comparison import compared_settings, repetitions
 from clusterucb_core.stages.intake import run_ingest
 from clusterucb_core.stages.models import ModelRef, open_chat
 from clusterucb_core.stages.sides import context_kind
@@ -60,6 +61,17 @@ class Estimate(Frozen):
     disk_bytes: dict[str, int]
     memory_bytes: dict[str, int]
     warnings: tuple[str, ...]
+
+
+class ComparisonEstimate(Frozen):
+    """What a comparison will take: full gradients once, and each setting's own draws where it fine-tunes."""
+
+    n_samples: int
+    n_checkpoints: int
+    gradient_evaluations: int
+    n_replays: int
+    n_selections: int
+    selection_evaluations: int
 
 
 class _Counts(Frozen):
@@ -108,6 +120,39 @@ def estimate_run(plan: RunPlan) -> Estimate:
     )
 
 
+def estimate_comparison(plan: RunPlan) -> ComparisonEstimate:
+    """Estimate what a comparison takes, at most; `plan` is a plan of one.
+
+    `n_selections` counts the selections and fine-tunings made for real, `selection_evaluations` the gradients
+    that those take beyond the oracle's: none in static mode, where all share its checkpoints.
+    """
+    config, n = plan.config, _counted_samples(plan.config, _pool_counts(plan).n_samples)
+    checkpoints = _n_checkpoints(config)
+    every = [(s, len(repetitions(s, config.compare.seeds))) for s in compared_settings(config.compare)]
+    drawn = sum(share_of(s.budget_fraction or 0.0, n) * repeats for s, repeats in every)
+    targets, repeats = len(plan.targets), sum(repeats for _, repeats in every)
+    trajectories = 1 if config.mode == "static" else targets
+    replayed = checkpoints - 1 if config.mode == "dynamic" else 1
+    trains = config.compare.finetune
+    return ComparisonEstimate(
+        n_samples=n,
+        n_checkpoints=checkpoints,
+        gradient_evaluations=n * (1 + trajectories * (checkpoints - 1)),
+        n_replays=targets * repeats * replayed,
+        n_selections=targets * repeats if trains else 0,
+        selection_evaluations=targets * drawn * replayed if trains and config.mode == "dynamic" else 0,
+    )
+
+
+def _counted_samples(config: RunConfig, n_pool: int) -> int:
+    limit = config.pool.max_samples
+    return n_pool if limit is None else min(n_pool, limit)
+
+
+def _n_checkpoints(config: RunConfig) -> int:
+    return config.warmup.epochs if config.mode == "static" else config.finetune.epochs
+
+
 def _pool_counts(plan: RunPlan) -> IngestCounts:
     known = finished(plan.ingest, plan.workspace)
     if known is not None:
@@ -149,8 +194,7 @@ def _tokenized(plan: RunPlan, rows: Sequence[TargetRow]) -> list[Tokenized | Exc
 
 
 def _counts(config: RunConfig, n_pool: int, n_validation: Sequence[int]) -> _Counts:
-    limit = config.pool.max_samples
-    n = n_pool if limit is None else min(n_pool, limit)
+    n = _counted_samples(config, n_pool)
     n_selected = share_of(config.selection.top_fraction, n)
     if n_selected < 1:
         raise BudgetError(
@@ -166,7 +210,7 @@ def _counts(config: RunConfig, n_pool: int, n_validation: Sequence[int]) -> _Cou
         budget_samples=budget,
         n_clusters=k,
         cold_start_samples=cold_start,
-        n_checkpoints=config.warmup.epochs if config.mode == "static" else config.finetune.epochs,
+        n_checkpoints=_n_checkpoints(config),
     )
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from clusterucb_core.artifacts import fingerprint
 from clusterucb_core.config import RunConfig, config_digest
+from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.loading import resolve_device
 from clusterucb_core.selection import check_selection, needs_proxy
+from clusterucb_core.stages.comparison import check_comparison
 from clusterucb_core.stages.intake import IngestSpec, TargetSpec, ingest_spec, target_spec
 from clusterucb_core.stages.models import ModelRef, resolve_model, resolve_proxy
 from clusterucb_core.workspace import Workspace, stage_key
@@ -81,7 +83,45 @@ def plan_run(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> 
     )
 
 
+def plan_comparison(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> RunPlan:
+    """Resolve and check a comparison of policies and budgets; its pool is what `compare.max_samples` leaves.
+
+    Its id is not that of a run with the same configuration, so that no run counts as its own what a
+    comparison has computed.
+
+    Args:
+        config: what to compute.
+        execution: how to execute it.
+        home: the state folder.
+
+    Raises:
+        InvalidConfig: there is one selection only, or settings that this version cannot run.
+        BudgetError: a budget that no policy could be replayed with.
+        InvalidPool, InvalidTarget, InvalidModel: an input that cannot be read.
+    """
+    if config.mode == "dynamic" and config.finetune.epochs == 1:
+        raise InvalidConfig(
+            "finetune.epochs=1 in dynamic mode is one selection, for which every policy takes the gradients "
+            "of the whole pool: there is nothing to compare; raise finetune.epochs, or set mode=static"
+        )
+    if (config.clusters.features, config.selection.context) != ("gradient", "gradient"):
+        raise InvalidConfig(
+            f"clusters.features={config.clusters.features} and selection.context={config.selection.context}: "
+            "policies are replayed after the gradient pass that full selection makes anyway; set both to "
+            "gradient"
+        )
+    check_comparison(config.compare, config.selection)
+    plan = plan_run(_compared_pool(config), execution, home=home)
+    return plan.model_copy(update={"run_id": fingerprint("compare", plan.run_id, config.compare)})
+
+
 def _proxy(config: RunConfig, device: str) -> ModelRef | None:
     if not needs_proxy(config.selection) or config.selection.proxy_model is None:
         return None
     return resolve_proxy(config.model, config.selection.proxy_model, device)
+
+
+def _compared_pool(config: RunConfig) -> RunConfig:
+    limits = [n for n in (config.pool.max_samples, config.compare.max_samples) if n is not None]
+    pool = config.pool.model_copy(update={"max_samples": min(limits, default=None)})
+    return config.model_copy(update={"pool": pool})

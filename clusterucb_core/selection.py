@@ -16,6 +16,7 @@ from clusterucb_core.bandit.policies import (
 from clusterucb_core.clustering import ClusterSettings
 from clusterucb_core.errors import BudgetError, InvalidConfig
 from clusterucb_core.influence import Aggregate, takes_turns
+from clusterucb_core.seeds import child_seed
 from clusterucb_core.workspace import NOT_IN_KEY
 
 OTHER_POLICIES = ("linucb", "random", "full")
@@ -190,6 +191,11 @@ def bandit_policy(settings: SelectionSettings) -> Policy | LinUcb:
     if not is_bandit(settings.policy):
         raise InvalidConfig(f"selection.policy={settings.policy} draws under no budget")
     return configured_policy(settings)
+
+
+def baseline_seed(seed: int, number: int) -> int:
+    """Return the seed of the random selection of a number, in a run with a seed."""
+    return child_seed(seed, "random baseline", str(number))
 
 
 def share_of(fraction: float, n_samples: int) -> int:

@@ -10,6 +10,7 @@ import yaml
 
 from clusterucb_core.config import RunConfig
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.stages.comparison_summary import SettingSummary
 from clusterucb_core.stages.drawn import read_pulls, read_scores, read_selected
 from clusterucb_core.stages.publication import PeriodDraws
 from clusterucb_core.stages.summary import TargetOutcome
@@ -27,6 +28,8 @@ ESTIMATES = (
 )  # fmt: skip
 COSTS = ("gradient_evaluations", "selection_flops", "full_selection_flops")
 SUBJECT_FIGURES = ("captured_influence", "recall", "loss", *COSTS, *ESTIMATES)
+# The fields of a comparison's line that are its parameters; the others that are numbers are its metrics.
+SETTING_PARAMETERS = ("target", "policy", "budget_fraction", "audit_fraction", "note")
 
 
 class Metric(Frozen):
@@ -115,6 +118,22 @@ def _period_files(period: PeriodDraws, name: str) -> Iterator[tuple[str, str]]:
             scores.width,
             period.draws.path,
         )
+
+
+def setting_parameters(line: SettingSummary) -> dict[str, str]:
+    """Return what names one setting of a comparison, and why it could not be replayed if so."""
+    fields = line.model_dump(include=set(SETTING_PARAMETERS))
+    return {key: str(value)[:MAX_PARAMETER_CHARS] for key, value in fields.items() if value is not None}
+
+
+def setting_metrics(line: SettingSummary) -> Iterator[Metric]:
+    """Yield the figures of one setting of a comparison; each period's captured influence by its number."""
+    now = int(time.time() * 1000)
+    for key, value in line.model_dump(exclude={*SETTING_PARAMETERS, "captured_by_period"}).items():
+        if value is not None:
+            yield Metric(key=key, value=float(value), step=0, timestamp_ms=now)
+    for place, value in enumerate(line.captured_by_period, start=1):
+        yield Metric(key="captured_influence_by_period", value=value, step=place, timestamp_ms=now)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -13,6 +13,7 @@ import typer
 from typer.main import get_command
 
 from flows.commands import later, running, versions
+from flows.commands.comparison import compare
 from flows.commands.demonstration import demo
 from flows.commands.doctor import doctor
 from flows.commands.failures import BAD_USAGE, FAILED, INTERRUPTED, exit_code, explain
@@ -61,12 +62,13 @@ def command_line() -> typer.Typer:
     app.command()(running.check)
     app.command()(running.run)
     app.command()(running.ingest)
+    app.command()(compare)
     app.command(name="list")(versions.list_versions)
     app.command()(versions.show)
     app.command()(versions.diff)
     app.command()(versions.export)
     app.command()(doctor)
-    for missing in (later.reselect, later.compare, later.report):
+    for missing in (later.reselect, later.report):
         app.command(context_settings=later.ANY_ARGUMENTS)(missing)
     return app
 

@@ -13,16 +13,16 @@ from clusterucb_core.outcome import RunResult, finished_result, target_results
 from clusterucb_core.planning import RunPlan, plan_run
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.accounting import feature_spaces
-from clusterucb_core.stages.evaluation import evaluation_spec
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.publication import Evaluated, RunFacts
 from clusterucb_core.stages.summary import TargetOutcome, Trajectory, measures, separation_warning
+from flows.evaluation import evaluate_subject
 from flows.home import configure_tracking, state_folder
 from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_subjects
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select
-from tasks.evaluate import count_work, evaluate, keep_outcome, record_evaluations, summarise_subject
+from tasks.evaluate import count_work, keep_outcome, record_evaluations, summarise_subject
 from tasks.featurize import record_features
 from tasks.selection import publish_selection
 from tasks.tracking import finish_tracking, start_tracking
@@ -114,7 +114,7 @@ def _evaluate(
     subjects = list(trajectories)
     if "zero_shot" in plan.config.evaluate.baselines:
         subjects.append(Trajectory(subject="zero_shot", periods=(), checkpoint=None, trainings=()))
-    evaluated = [_evaluate_one(plan, inputs, subject) for subject in subjects]
+    evaluated = [evaluate_subject(plan, inputs, subject.checkpoint) for subject in subjects]
     # one warmup serves every subject of a static run, so the selection's checkpoints measure all of them
     oracle = [trajectories[0].periods[0].spec] if plan.config.mode == "static" else []
     summaries = [
@@ -135,18 +135,6 @@ def _evaluate(
     return TargetOutcome(
         target=target, chosen=trajectories[0], versions=tuple(versions), subjects=tuple(summaries)
     )
-
-
-def _evaluate_one(plan: RunPlan, inputs: Inputs, subject: Trajectory) -> ArtifactRef:
-    spec = evaluation_spec(
-        plan.config.evaluate,
-        plan.model,
-        checkpoint=subject.checkpoint,
-        target=inputs.target,
-        test_tokens=inputs.test_tokens,
-        seed=plan.config.seed,
-    )
-    return evaluate(spec, plan.workspace, plan.execution, plan.config.evaluate)
 
 
 def _facts(plan: RunPlan, inputs: Inputs, mlflow_run_id: str | None) -> RunFacts:

@@ -9,6 +9,7 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, as_completed
 
+from clusterucb_core.stages.comparison_summary import SettingSummary
 from clusterucb_core.stages.summary import TargetOutcome
 
 logger = logging.getLogger(__name__)
@@ -47,3 +48,9 @@ def show_subjects(outcomes: Sequence[TargetOutcome], run_id: str) -> None:
         for subject in outcome.subjects
     ]
     create_table_artifact(key="selection-result", table=rows, description=f"Subjects of run {run_id}")
+
+
+def show_settings(settings: Sequence[SettingSummary], run_id: str) -> None:
+    """Leave the comparison of policies and budgets as a table artifact."""
+    rows = [line.model_dump(mode="json") for line in settings]
+    create_table_artifact(key="comparison", table=rows, description=f"Policies and budgets of {run_id}")

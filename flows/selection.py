@@ -6,10 +6,15 @@ from prefect import unmapped
 
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.records import ArtifactRef
-from clusterucb_core.seeds import child_seed
-from clusterucb_core.selection import SelectionSettings, is_bandit, needs_gradient_pass, share_of
+from clusterucb_core.selection import (
+    SelectionSettings,
+    baseline_seed,
+    is_bandit,
+    needs_gradient_pass,
+    share_of,
+)
 from clusterucb_core.stages.clusters import ClusterSpec
-from clusterucb_core.stages.draws import DrawSpec
+from clusterucb_core.stages.drawing import DrawSpec
 from clusterucb_core.stages.features import feature_space, plan_jobs
 from clusterucb_core.stages.intake import candidate_ids, pool_size, validation_ids
 from clusterucb_core.stages.models import CheckpointRef, FeatureSpace
@@ -44,6 +49,21 @@ def select(plan: RunPlan, inputs: Inputs, *, subject: str) -> Trajectory:
         subject: `selection` for the configured policy, `full`, or `random:<i>`.
     """
     settings, seed = _subject_settings(plan, subject)
+    return select_by(plan, inputs, settings, subject=subject, seed=seed)
+
+
+def select_by(
+    plan: RunPlan, inputs: Inputs, settings: SelectionSettings, *, subject: str, seed: int
+) -> Trajectory:
+    """Select by other settings than the run's, train on the selection, and return both.
+
+    Args:
+        plan: the run.
+        inputs: what its files became.
+        settings: policy and budget.
+        subject: the name of what comes of it.
+        seed: of the draws; the training has the run's.
+    """
     if plan.config.mode == "static":
         return _static(plan, inputs, settings, subject=subject, seed=seed)
     return _dynamic(plan, inputs, settings, subject=subject, seed=seed)
@@ -111,7 +131,7 @@ def _subject_settings(plan: RunPlan, subject: str) -> tuple[SelectionSettings, i
     settings = plan.config.selection
     if name == "selection":
         return settings, plan.config.seed
-    seed = child_seed(plan.config.seed, "random baseline", number) if number else plan.config.seed
+    seed = baseline_seed(plan.config.seed, int(number)) if number else plan.config.seed
     return settings.model_copy(update={"policy": name}), seed
 
 

@@ -11,7 +11,7 @@ from clusterucb_core.outcome import RunResult
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages import evaluation, publication, summary
-from clusterucb_core.stages.draws import DrawSpec
+from clusterucb_core.stages.drawing import DrawSpec
 from clusterucb_core.stages.evaluation import EvaluationSpec
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.publication import Evaluated

@@ -7,7 +7,7 @@ from prefect import task
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages import draws, publication
-from clusterucb_core.stages.draws import DrawSpec
+from clusterucb_core.stages.drawing import DrawSpec
 from clusterucb_core.stages.publication import PeriodDraws, RunFacts
 from clusterucb_core.workspace import Workspace
 from tasks.caching import artifact_key

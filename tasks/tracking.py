@@ -4,6 +4,7 @@ Where MLflow cannot be reached and the run may go on without it, what it should 
 `tracking-buffer/` in the state folder and sent with the next run that reaches it.
 """
 
+import base64
 import logging
 import os
 import tempfile
@@ -14,17 +15,30 @@ from urllib.parse import urlsplit
 
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from pydantic import Base64Bytes, Field
 
+from clusterucb_core.artifacts import fingerprint
+from clusterucb_core.comparison import CHART, REPLAYS, TABLE, ComparisonResult
 from clusterucb_core.errors import TrackingUnavailable
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan
+from clusterucb_core.stages.comparison_summary import SettingSummary
 from clusterucb_core.stages.summary import TargetOutcome
-from clusterucb_core.tracks import Metric, run_files, run_metrics, run_parameters, run_tags
+from clusterucb_core.tracks import (
+    Metric,
+    run_files,
+    run_metrics,
+    run_parameters,
+    run_tags,
+    setting_metrics,
+    setting_parameters,
+)
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "clusterucb"
 RUN_TAG = "clusterucb.run_id"
+PARENT_TAG = "mlflow.parentRunId"
 MAX_METRICS = 900
 BUFFER = "tracking-buffer"
 
@@ -37,12 +51,15 @@ class Tracking(Frozen):
 
 
 class Record(Frozen):
-    """Everything that MLflow keeps of one run."""
+    """Everything that MLflow keeps of one run, its images and the runs nested in it included."""
 
     tags: dict[str, str]
     parameters: dict[str, str]
     metrics: tuple[Metric, ...]
     files: dict[str, str]
+    images: dict[str, Base64Bytes] = Field(default_factory=dict)
+    name: str = ""
+    nested: tuple["Record", ...] = ()
 
 
 @task(name="start tracking")
@@ -52,18 +69,17 @@ def start_tracking(plan: RunPlan, flow_run_id: str | None, flow_run_url: str | N
     Raises:
         TrackingUnavailable: MLflow cannot be reached, and the run is to fail without it.
     """
-    tags = {
-        RUN_TAG: plan.run_id,
-        "prefect.flow_run_id": flow_run_id or "",
-        "prefect.flow_run_url": flow_run_url or "",
-    }
-    try:
-        names = "+".join(target.settings.name for target in plan.targets)
-        run_id = _open_run(tags, name=f"{names} {plan.run_id[:8]}", home=plan.workspace.home)
-    except _unreachable() as error:
-        return _without(plan, tags, error)
-    _link(run_id, plan.workspace.home)
-    return Tracking(mlflow_run_id=run_id, tags=tags)
+    return _start(plan, _tags(plan, flow_run_id, flow_run_url), name=_run_name(plan))
+
+
+@task(name="start tracking comparison")
+def start_comparison_tracking(plan: RunPlan, flow_run_id: str | None, flow_run_url: str | None) -> Tracking:
+    """Open the MLflow run of this comparison, or the one that an earlier attempt opened.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached, and the run is to fail without it.
+    """
+    return _start(plan, _tags(plan, flow_run_id, flow_run_url), name=f"compare {_run_name(plan)}")
 
 
 @task(name="finish tracking")
@@ -79,6 +95,63 @@ def finish_tracking(plan: RunPlan, tracking: Tracking, outcomes: Sequence[Target
         metrics=tuple(run_metrics(outcomes)),
         files=run_files(plan.config, outcomes),
     )
+    _finish(plan, tracking, record)
+
+
+@task(name="finish tracking comparison")
+def finish_comparison_tracking(plan: RunPlan, tracking: Tracking, result: ComparisonResult) -> None:
+    """Send the table, the replays and the chart, and a nested run for every policy and budget.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached, and the run is to fail without it.
+    """
+    folder = Path(result.folder)
+    record = Record(
+        tags=tracking.tags,
+        parameters=run_parameters(plan.config),
+        metrics=(),
+        files={name: (folder / name).read_text(encoding="utf-8") for name in (TABLE, REPLAYS)},
+        images={CHART: base64.b64encode((folder / CHART).read_bytes())},
+        name=f"compare {_run_name(plan)}",
+        nested=tuple(_setting_record(plan, line) for line in result.settings),
+    )
+    _finish(plan, tracking, record)
+
+
+def _run_name(plan: RunPlan) -> str:
+    return f"{'+'.join(target.settings.name for target in plan.targets)} {plan.run_id[:8]}"
+
+
+def _setting_record(plan: RunPlan, line: SettingSummary) -> Record:
+    target = f"{line.target} " if len(plan.targets) > 1 else ""
+    budget = "" if line.budget_fraction is None else f" {line.budget_fraction:g}"
+    return Record(
+        tags={RUN_TAG: fingerprint(plan.run_id, line.target, line.policy, line.budget_fraction)},
+        parameters=setting_parameters(line),
+        metrics=tuple(setting_metrics(line)),
+        files={},
+        name=f"{target}{line.policy}{budget}",
+    )
+
+
+def _tags(plan: RunPlan, flow_run_id: str | None, flow_run_url: str | None) -> dict[str, str]:
+    return {
+        RUN_TAG: plan.run_id,
+        "prefect.flow_run_id": flow_run_id or "",
+        "prefect.flow_run_url": flow_run_url or "",
+    }
+
+
+def _start(plan: RunPlan, tags: dict[str, str], *, name: str) -> Tracking:
+    try:
+        run_id = _open_run(tags, name=name, home=plan.workspace.home)
+    except _unreachable() as error:
+        return _without(plan, tags, error)
+    _link(run_id, plan.workspace.home)
+    return Tracking(mlflow_run_id=run_id, tags=tags)
+
+
+def _finish(plan: RunPlan, tracking: Tracking, record: Record) -> None:
     home = plan.workspace.home
     if tracking.mlflow_run_id is None:
         _keep(record, plan.run_id, home)
@@ -167,7 +240,12 @@ def _send(run_id: str, record: Record, home: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, content in record.files.items():
             (Path(folder) / name).write_text(content, encoding="utf-8")
+        for name, image in record.images.items():
+            (Path(folder) / name).write_bytes(image)
         client.log_artifacts(run_id, folder)
+    for nested in record.nested:
+        tags = nested.tags | {PARENT_TAG: run_id}
+        _send(_open_run(tags, name=nested.name, home=home), nested.model_copy(update={"tags": tags}), home)
     client.set_terminated(run_id)
 
 
@@ -184,7 +262,7 @@ def _flush(home: str) -> None:
     """Send what earlier runs could not."""
     for path in sorted((Path(home) / BUFFER).glob("*.json")):
         record = Record.model_validate_json(path.read_text(encoding="utf-8"))
-        _send(_open_run(record.tags, name=path.stem[:8], home=home), record, home)
+        _send(_open_run(record.tags, name=record.name or path.stem[:8], home=home), record, home)
         path.unlink()
 
 

@@ -3,7 +3,7 @@
 Reads feature shards and tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clusterucb_core.cost import (
@@ -21,8 +21,8 @@ from clusterucb_core.lm.tokens import open_tokens
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.selection import is_bandit
 from clusterucb_core.stages.clusters import read_clustering
+from clusterucb_core.stages.drawing import DrawSpec
 from clusterucb_core.stages.drawn import read_pulls
-from clusterucb_core.stages.draws import DrawSpec
 from clusterucb_core.stages.features import open_store
 from clusterucb_core.stages.intake import candidate_ids, read_target
 from clusterucb_core.stages.models import FeatureSpace
@@ -79,7 +79,7 @@ def run_costs(
 def _cost(
     spec: DrawSpec, draws: ArtifactRef, workspace: Workspace, *, run_id: str, charged: Charged
 ) -> SelectionCost:
-    needs = _needs(spec, draws, workspace)
+    needs = _needs(spec, _drawn_ids(draws), workspace)
     paid = [
         (stage, space, _paid_by(space, needed, workspace, run_id=run_id, charged=charged))
         for stage, space, needed in needs
@@ -102,17 +102,19 @@ def needed_cost(selections: Sequence[tuple[DrawSpec, ArtifactRef]], workspace: W
     """Return what the selections of one subject rest on, period by period."""
     ledger, full_flops = CostLedger(), 0.0
     for spec, draws in selections:
-        entries = _ledger(spec, _needs(spec, draws, workspace)).entries
+        entries = _ledger(spec, _needs(spec, _drawn_ids(draws), workspace)).entries
         ledger = CostLedger((*ledger.entries, *entries))
         full_flops += _full_cost(spec).flops
     total = total_cost(ledger)
     return NeededCost(total.gradient_evaluations, total.flops, full_flops, cost_by_stage(ledger))
 
 
-def _ledger(spec: DrawSpec, needs: Sequence[Need]) -> CostLedger:
-    tokens = token_counts(spec.tokens)
+def _ledger(spec: DrawSpec, needs: Sequence[Need], tokens: Mapping[str, int] | None = None) -> CostLedger:
+    tokens = token_counts(spec.tokens) if tokens is None else tokens
     # those of a proxy are its own
-    side_tokens = token_counts(spec.context.pool) if spec.context else tokens
+    side_tokens = (
+        token_counts(spec.context.pool) if spec.context and spec.context.pool != spec.tokens else tokens
+    )
     ledger = CostLedger()
     for stage, space, samples in needs:
         counts = side_tokens if spec.context and space == spec.context.space else tokens
@@ -152,7 +154,25 @@ def _pass_cost(space: FeatureSpace, *, n_samples: int, n_tokens: int) -> StageCo
     )
 
 
-def _needs(spec: DrawSpec, draws: ArtifactRef, workspace: Workspace) -> list[Need]:
+def replayed_cost(
+    spec: DrawSpec, drawn: frozenset[str], workspace: Workspace, *, tokens: Mapping[str, int]
+) -> StageCost:
+    """Return what a selection rests on, whoever computed it.
+
+    Args:
+        spec: the selection.
+        drawn: the samples that its policy drew; no matter where it draws under no budget.
+        workspace: where artifacts lie.
+        tokens: the number of tokens of every candidate.
+    """
+    return total_cost(_ledger(spec, _needs(spec, drawn, workspace), tokens))
+
+
+def _drawn_ids(draws: ArtifactRef) -> frozenset[str]:
+    return frozenset(read_pulls(draws)["sample_id"])
+
+
+def _needs(spec: DrawSpec, drawn: frozenset[str], workspace: Workspace) -> list[Need]:
     """Return stage, feature space and samples of every feature that a selection rests on, each one once."""
     if spec.settings.policy == "random":
         return []
@@ -163,8 +183,8 @@ def _needs(spec: DrawSpec, draws: ArtifactRef, workspace: Workspace) -> list[Nee
     if spec.context is not None and _is_pass_of_its_own(spec, spec.context):
         known = open_store(spec.context.space, workspace).known
         wanted.append(("context", spec.context.space, everything & known))
-    drawn = frozenset(read_pulls(draws)["sample_id"]) if is_bandit(spec.settings.policy) else everything
-    wanted.extend(("selection", space, drawn) for space in spec.spaces)
+    read = drawn if is_bandit(spec.settings.policy) else everything
+    wanted.extend(("selection", space, read) for space in spec.spaces)
     needs: list[Need] = []
     for stage, space, samples in wanted:
         taken = frozenset[str]().union(*(held for _, other, held in needs if other == space))

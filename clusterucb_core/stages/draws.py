@@ -11,62 +11,27 @@ from typing import Any
 import numpy as np
 
 from clusterucb_core.artifacts import new_artifact
-from clusterucb_core.bandit.audits import Audit, audit_pulls
-from clusterucb_core.bandit.policies import LinUcb
-from clusterucb_core.bandit.pulls import RoundReport, pull_arms
-from clusterucb_core.bandit.stopping import EarlyStop
-from clusterucb_core.certificate import SeenByTurns, certify, certify_turns
-from clusterucb_core.errors import BudgetError, InvalidPool, TooManyExcluded
+from clusterucb_core.bandit.pulls import RoundReport
+from clusterucb_core.errors import BudgetError, InvalidPool
 from clusterucb_core.execution import ExecutionSettings
-from clusterucb_core.features.gradients import UnusableSamples
-from clusterucb_core.influence import NO_COLUMN, Aggregate, Choice, select_top, takes_turns
+from clusterucb_core.influence import NO_COLUMN, Aggregate, Choice, select_top
 from clusterucb_core.lm.devices import leased_device
-from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray, IntArray
+from clusterucb_core.records import ArtifactRef, IntArray
 from clusterucb_core.seeds import child_rng
-from clusterucb_core.selection import SelectionSettings, bandit_policy, cold_start_of, is_bandit, share_of
+from clusterucb_core.selection import is_bandit, share_of
+from clusterucb_core.stages.certificates import certificate_of
 from clusterucb_core.stages.clusters import read_clustering
-from clusterucb_core.stages.contexts import SideInformation, side_information, side_prior
+from clusterucb_core.stages.drawing import DrawSpec, draw_from, open_table, score_book, usable_ids
 from clusterucb_core.stages.drawn import NO_CLUSTER, Drawn, write_drawn
-from clusterucb_core.stages.features import usable_samples
 from clusterucb_core.stages.intake import candidate_ids, pool_size
-from clusterucb_core.stages.models import FeatureSpace
-from clusterucb_core.stages.rewards import RewardView, guesses_of, rewards_of
 from clusterucb_core.stages.scores import (
     BookFiller,
-    ScoreBook,
-    open_book,
-    read_target_gradients,
     total_scores,
 )
 from clusterucb_core.stages.separation import SeparationCheck, check_separation
-from clusterucb_core.stages.sides import ContextSource, token_exclusions
-from clusterucb_core.workspace import StageSpec, Workspace, location, resumable, stage_key, written
+from clusterucb_core.workspace import Workspace, resumable, stage_key, written
 
 logger = logging.getLogger(__name__)
-
-
-class DrawSpec(StageSpec):
-    """One selection of one period.
-
-    `spaces` are the pool's feature spaces at the checkpoints that count, with their `weights`; `first_space`
-    is the one that was clustered; `context` is where the side information of `linucb` comes from.
-    """
-
-    stage: str = "draws"
-    version: int = 5
-    settings: SelectionSettings
-    target: ArtifactRef
-    tokens: ArtifactRef
-    candidates: ArtifactRef
-    clustering: ArtifactRef | None = None
-    first_space: FeatureSpace | None = None
-    context: ContextSource | None = None
-    spaces: tuple[FeatureSpace, ...] = ()
-    weights: tuple[float, ...] = ()
-    period: int
-    seed: int
-    max_excluded_fraction: float
-    run_id: str = location(default="")  # pyright: ignore[reportAssignmentType]
 
 
 @resumable
@@ -77,12 +42,7 @@ def run_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings
         BudgetError: the budget is below the cold start or above the pool.
         InvalidPool: fewer samples can be used than are to be selected.
     """
-    k = share_of(spec.settings.top_fraction, pool_size(spec.candidates))
-    if k < 1:
-        raise BudgetError(
-            f"selection.top_fraction={spec.settings.top_fraction} of {pool_size(spec.candidates)} samples "
-            "selects none; raise it or give a larger pool"
-        )
+    k = selected_samples(spec)
     if spec.settings.policy == "random":
         drawn, choice = _random_choice(spec, k)
     else:
@@ -93,6 +53,26 @@ def run_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings
         )
         choice = best_drawn(drawn, k, spec.settings.aggregate)
     return _write(spec, workspace, drawn, choice, execution)
+
+
+def selected_samples(spec: DrawSpec) -> int:
+    """Return k, how many samples a selection holds.
+
+    Raises:
+        BudgetError: none.
+    """
+    k = share_of(spec.settings.top_fraction, pool_size(spec.candidates))
+    if k < 1:
+        raise BudgetError(
+            f"selection.top_fraction={spec.settings.top_fraction} of {pool_size(spec.candidates)} samples "
+            "selects none; raise it or give a larger pool"
+        )
+    return k
+
+
+def chance_rows(spec: DrawSpec, n: int, k: int) -> IntArray:
+    """Return k of n rows at random, as the policy `random` chooses them."""
+    return child_rng(spec.seed, "random selection", str(spec.period)).permutation(n)[:k]
 
 
 def best_drawn(drawn: Drawn, k: int, aggregate: Aggregate) -> Choice:
@@ -113,15 +93,15 @@ def _random_choice(spec: DrawSpec, k: int) -> tuple[Drawn, Choice]:
     ids = candidate_ids(spec.candidates)
     if len(ids) < k:
         raise InvalidPool(f"{len(ids)} samples can be used, but {k} are to be selected; lower top_fraction")
-    chosen = child_rng(spec.seed, "random selection", str(spec.period)).permutation(len(ids))[:k]
+    chosen = chance_rows(spec, len(ids), k)
     seen, scores = np.zeros(0, dtype=np.int64), np.zeros((0, 0))
     drawn = Drawn(ids, seen, scores, (), np.full(len(ids), NO_CLUSTER), None, (), 0)
     return drawn, Choice(chosen, np.full(k, np.nan), np.full(k, NO_COLUMN))
 
 
 def _all(spec: DrawSpec, workspace: Workspace) -> Drawn:
-    ids, exclusions = _usable(spec, candidate_ids(spec.candidates), workspace, spec.spaces)
-    book = _book(spec, ids, workspace)
+    ids, exclusions = usable_ids(spec, candidate_ids(spec.candidates), workspace, spec.spaces)
+    book = score_book(spec, ids, workspace)
     every = np.arange(len(ids))
     clusters = np.full(len(ids), NO_CLUSTER)
     if spec.clustering is not None:
@@ -138,115 +118,8 @@ def _draws_on_lease(spec: DrawSpec, workspace: Workspace, execution: ExecutionSe
 
 
 def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> Drawn:
-    assert spec.first_space is not None, "a clustering belongs to a feature space"
-    clustered, labels = _clustered(spec)
-    usable, exclusions = _usable_arms(spec, spec.first_space, workspace)
-    kept = [row for row, sample in enumerate(clustered) if sample in usable]
-    ids, clusters = [clustered[row] for row in kept], labels[kept]
-    book = _book(spec, ids, workspace)
     filler = BookFiller(spec.tokens, workspace=workspace, execution=execution, run_id=spec.run_id)
-    lost: dict[int, str] = {}
-    while True:
-        arms = _arms(spec, clusters, lost)
-        try:
-            audit = _pull(spec, book, filler, arms=arms, workspace=workspace)
-            break
-        except UnusableSamples as error:
-            # what was computed stays in the store, so the repeat without these samples is a replay
-            lost.update(zip(error.indices, error.reasons, strict=True))
-            _check_lost(spec, lost, len(ids))
-    log = audit.log
-    late = tuple(
-        Exclusion(ids[row], "selection", reason, f"period {spec.period}") for row, reason in lost.items()
-    )
-    return Drawn(
-        ids,
-        log.samples,
-        total_scores(book, log.samples),
-        book.target.subtasks,
-        clusters,
-        log,
-        exclusions + late,
-        budget_samples=_budget(spec, arms),
-        n_uniform=audit.n_uniform,
-        n_left=audit.n_left,
-        unspent_samples=_budget(spec, arms) - len(log.samples),
-    )
-
-
-def _budget(spec: DrawSpec, arms: list[IntArray]) -> int:
-    """Return how many samples may be drawn, those of the audit included."""
-    share = share_of(spec.settings.budget_fraction, pool_size(spec.candidates))
-    return min(sum(len(arm) for arm in arms), share)
-
-
-def _clustered(spec: DrawSpec) -> tuple[list[str], IntArray]:
-    """Return the clustered samples with their clusters, less those that only other targets may draw."""
-    assert spec.clustering is not None, "a cluster policy draws from a clustering"
-    ids, clustering = read_clustering(spec.clustering)
-    drawable = set(candidate_ids(spec.candidates))
-    rows = [row for row, sample in enumerate(ids) if sample in drawable]
-    return [ids[row] for row in rows], clustering.labels[rows]
-
-
-def _pull(
-    spec: DrawSpec, book: ScoreBook, filler: BookFiller, *, arms: list[IntArray], workspace: Workspace
-) -> Audit:
-    def reward(rows: IntArray) -> FloatArray:
-        filler.fill(book, rows)
-        return rewards_of(view, rows, total_scores(book, rows))
-
-    settings, n = spec.settings, pool_size(spec.candidates)
-    policy = bandit_policy(settings)
-    side = _side_information(spec, book, workspace) if isinstance(policy, LinUcb) else None
-    view = _reward_view(spec, book, side, workspace=workspace)
-    context = None if side is None else side.context
-    prior = None if side is None else guesses_of(side.prior, settings.aggregate)
-    audit_samples = share_of(settings.audit_fraction, n)
-    log = pull_arms(
-        arms,
-        reward,
-        policy=policy,
-        budget_samples=_budget(spec, arms) - audit_samples,
-        cold_start_fraction=cold_start_of(settings),
-        round_samples=settings.round_samples,
-        context=context,
-        prior=prior,
-        rng=child_rng(spec.seed, "policy", str(spec.period)),
-        on_round=_log_round,
-        stop=EarlyStop(share_of(settings.top_fraction, n), settings.early_stop),
-    )
-    if audit_samples == 0:
-        return Audit(log, n_uniform=0, n_left=0)
-    return audit_pulls(
-        arms,
-        reward,
-        log=log,
-        policy=policy,
-        audit_samples=audit_samples,
-        round_samples=settings.round_samples,
-        context=context,
-        prior=prior,
-        rng=child_rng(spec.seed, "audit", str(spec.period)),
-    )
-
-
-def _side_information(spec: DrawSpec, book: ScoreBook, workspace: Workspace) -> SideInformation:
-    assert spec.context is not None, "linucb draws by side information"
-    return side_information(
-        spec.context, book.sample_ids, spec.target, workspace=workspace, aggregate=spec.settings.aggregate
-    )
-
-
-def _reward_view(
-    spec: DrawSpec, book: ScoreBook, side: SideInformation | None, *, workspace: Workspace
-) -> RewardView:
-    aggregate = spec.settings.aggregate
-    if not takes_turns(aggregate) or side is not None:
-        return RewardView(aggregate, None if side is None else side.prior)
-    assert spec.context is not None, "columns that take turns are scaled by a prior"
-    prior = side_prior(spec.context, book.sample_ids, spec.target, workspace=workspace, aggregate=aggregate)
-    return RewardView(aggregate, prior)
+    return draw_from(open_table(spec, workspace), spec, filler, on_round=_log_round)
 
 
 def _log_round(report: RoundReport) -> None:
@@ -260,93 +133,26 @@ def _log_round(report: RoundReport) -> None:
     )
 
 
-def _arms(spec: DrawSpec, clusters: IntArray, lost: dict[int, str]) -> list[IntArray]:
-    arms: list[IntArray] = []
-    for cluster in range(int(clusters.max()) + 1):
-        rows = np.flatnonzero(clusters == cluster)
-        order = child_rng(spec.seed, f"arms of period {spec.period}", str(cluster)).permutation(rows)
-        arms.append(np.array([row for row in order if row not in lost], dtype=np.int64))
-    return arms
-
-
-def _usable_arms(
-    spec: DrawSpec, clustered: FeatureSpace, workspace: Workspace
-) -> tuple[set[str], tuple[Exclusion, ...]]:
-    """Leave out what cannot be clustered, or has no side information that the policy reads."""
-    ids = candidate_ids(spec.candidates)
-    if spec.context is None:
-        usable, exclusions = _usable(spec, ids, workspace, (clustered,))
-        return set(usable), exclusions
-    lost = token_exclusions(spec.context, ids, max_excluded_fraction=spec.max_excluded_fraction)
-    out = {exclusion.sample_id for exclusion in lost}
-    spaces = tuple(dict.fromkeys((clustered, spec.context.space)))
-    usable, exclusions = _usable(spec, [sample for sample in ids if sample not in out], workspace, spaces)
-    return set(usable), (*lost, *exclusions)
-
-
-def _usable(
-    spec: DrawSpec, sample_ids: list[str], workspace: Workspace, spaces: tuple[FeatureSpace, ...]
-) -> tuple[list[str], tuple[Exclusion, ...]]:
-    """Leave out what any of the spaces is known to exclude."""
-    exclusions: list[Exclusion] = []
-    for space in spaces:
-        sample_ids, excluded = usable_samples(
-            space, sample_ids, workspace=workspace, max_excluded_fraction=spec.max_excluded_fraction
-        )
-        exclusions.extend(excluded)
-    return sample_ids, tuple(exclusions)
-
-
-def _check_lost(spec: DrawSpec, lost: dict[int, str], n: int) -> None:
-    if len(lost) > spec.max_excluded_fraction * n:
-        reasons = ", ".join(sorted(set(lost.values())))
-        raise TooManyExcluded(
-            f"{len(lost)} of {n} samples lost their gradient while being drawn ({reasons}), above "
-            f"features.max_excluded_fraction={spec.max_excluded_fraction}; mend the pool or raise the limit"
-        )
-
-
-def _book(spec: DrawSpec, ids: list[str], workspace: Workspace) -> ScoreBook:
-    target = read_target_gradients(spec.target, spec.spaces, workspace, aggregate=spec.settings.aggregate)
-    return open_book(spec.spaces, spec.weights, target, sample_ids=ids, workspace=workspace)
-
-
 def _write(
     spec: DrawSpec, workspace: Workspace, drawn: Drawn, choice: Choice, execution: ExecutionSettings
 ) -> ArtifactRef:
+    rng = child_rng(spec.seed, "certificate", str(spec.period))
+    certificate = certificate_of(drawn, choice, aggregate=spec.settings.aggregate, rng=rng)
+    if certificate is not None:
+        low, high = certificate.recall_low, certificate.recall_high
+        logger.info("estimated recall %.2f (%.2f to %.2f)", certificate.recall, low, high)
     manifest: dict[str, Any] = {
         "n_candidates": len(drawn.sample_ids),
         "n_selected": len(choice.rows),
         "budget_samples": drawn.budget_samples,
         "unspent_samples": drawn.unspent_samples,
-        "certificate": _certificate(spec, drawn, choice),
+        "certificate": None if certificate is None else asdict(certificate),
         "separation": _separation(spec, drawn, workspace, execution),
         "exclusions": [asdict(exclusion) for exclusion in drawn.exclusions],
     }
     with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder:
         write_drawn(folder, drawn, choice)
     return written(spec, workspace)
-
-
-def _certificate(spec: DrawSpec, drawn: Drawn, choice: Choice) -> dict[str, float | None] | None:
-    if drawn.pulls is None or drawn.n_uniform == 0:
-        return None
-    rng = child_rng(spec.seed, "certificate", str(spec.period))
-    k, known = len(choice.rows), len(drawn.seen) - drawn.n_uniform
-    if takes_turns(spec.settings.aggregate):
-        turn = dict(zip(choice.rows.tolist(), range(k), strict=True))
-        turns = np.array([turn.get(row, k) for row in drawn.seen.tolist()])
-        certificate = certify_turns(SeenByTurns(drawn.scores, turns, known, drawn.n_left), k=k, rng=rng)
-    else:
-        rewards = drawn.pulls.rewards
-        certificate = certify(rewards[:known], rewards[known:], drawn.n_left, k=k, rng=rng)
-    logger.info(
-        "estimated recall %.2f (%.2f to %.2f)",
-        certificate.recall,
-        certificate.recall_low,
-        certificate.recall_high,
-    )
-    return asdict(certificate)
 
 
 def _separation(

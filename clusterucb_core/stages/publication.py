@@ -16,6 +16,7 @@ from clusterucb_core.pool.ingest import ingest_counts
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.accounting import SelectionCost, run_costs
 from clusterucb_core.stages.clusters import read_clustering
+from clusterucb_core.stages.drawing import DrawSpec
 from clusterucb_core.stages.drawn import (
     draw_exclusions,
     read_certificate,
@@ -23,7 +24,6 @@ from clusterucb_core.stages.drawn import (
     read_selected,
     read_separation,
 )
-from clusterucb_core.stages.draws import DrawSpec
 from clusterucb_core.stages.evaluation import read_results
 from clusterucb_core.stages.features import open_store
 from clusterucb_core.stages.intake import candidate_exclusions, candidate_ids, read_target

@@ -160,6 +160,12 @@ def total_scores(book: ScoreBook, rows: IntArray) -> FloatArray:
     return np.sum(parts, axis=0)
 
 
+def usable_rows(book: ScoreBook) -> IntArray:
+    """Return the rows of a book that are not known to lack a usable gradient, in their order."""
+    unusable = {row for rows in book.unusable for row in rows}
+    return np.array([row for row in range(len(book.sample_ids)) if row not in unusable], dtype=np.int64)
+
+
 class BookFiller:
     """Computes what a score book lacks, with one loaded model that goes from checkpoint to checkpoint."""
 

@@ -18,14 +18,14 @@ from clusterucb_core.influence import Judgement, judge
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.separation import chance_warning
 from clusterucb_core.stages.accounting import NeededCost, needed_cost
+from clusterucb_core.stages.drawing import DrawSpec
 from clusterucb_core.stages.drawn import read_certificate, read_separation
-from clusterucb_core.stages.draws import DrawSpec
 from clusterucb_core.stages.evaluation import read_results
 from clusterucb_core.stages.features import open_store
 from clusterucb_core.stages.intake import candidate_ids
 from clusterucb_core.stages.models import CheckpointRef, FeatureSpace
 from clusterucb_core.stages.publication import PeriodDraws
-from clusterucb_core.stages.scores import open_book, read_target_gradients, total_scores
+from clusterucb_core.stages.scores import open_book, read_target_gradients, total_scores, usable_rows
 from clusterucb_core.stages.training import selected_ids
 from clusterucb_core.store import EvaluationRow
 from clusterucb_core.workspace import Workspace
@@ -219,8 +219,7 @@ def _judgement(
     target = read_target_gradients(measured.target, measured.spaces, workspace, aggregate=aggregate)
     ids = candidate_ids(measured.candidates)
     book = open_book(measured.spaces, measured.weights, target, sample_ids=ids, workspace=workspace)
-    unusable = {row for rows in book.unusable for row in rows}
-    rows = np.array([row for row in range(len(ids)) if row not in unusable])
+    rows = usable_rows(book)
     scores = total_scores(book, rows)
     if np.isnan(scores).any():
         return None

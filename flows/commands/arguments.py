@@ -14,6 +14,10 @@ Overrides = Annotated[
         "--set", metavar="KEY.PATH=VALUE", help="Replace one value of the configuration; may be repeated."
     ),
 ]
+RunnerName = Annotated[
+    str | None,
+    typer.Option("--runner", help="What runs the shard tasks: threads, processes.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
 
 

@@ -16,14 +16,6 @@ def reselect(context: typer.Context) -> None:
     )
 
 
-def compare(context: typer.Context) -> None:
-    """Compare policies and budgets (not in this version)."""
-    raise Refused(
-        f"{context.info_name} is not available in this version; use `clusterucb run CONFIG --set "
-        "selection.policy=NAME` for each policy, with full in evaluate.baselines"
-    )
-
-
 def report(context: typer.Context) -> None:
     """Write one page about a selection (not in this version)."""
     raise Refused(f"{context.info_name} is not available in this version; use `clusterucb show VERSION`")

@@ -83,7 +83,7 @@ def print_next_steps(result: "RunResult") -> None:
         say(f"\nwarning: {warning}")
     say(f"\nthe selection   clusterucb show {versions[0]}")
     say(f"to a file       clusterucb export {versions[0]} selection.jsonl")
-    say(f"in MLflow       {_mlflow_place()}")
+    say(f"in MLflow       {mlflow_place()}")
     say(f"in Prefect      {_prefect_place()}")
 
 
@@ -95,7 +95,8 @@ def without_password(address: str) -> str:
     return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _mlflow_place() -> str:
+def mlflow_place() -> str:
+    """Return where MLflow shows what was tracked: its address, or the command that serves it."""
     address = without_password(os.environ["MLFLOW_TRACKING_URI"])
     return address if address.startswith("http") else f"mlflow ui --backend-store-uri {address}"
 

@@ -2,11 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from flows.commands.arguments import AsJson, ConfigPath, Overrides
+from flows.commands.arguments import AsJson, ConfigPath, Overrides, RunnerName
 from flows.commands.failures import Refused, before_start, during_run
 from flows.commands.results import print_next_steps, print_targets
 from flows.home import configure_services, state_folder
@@ -16,11 +14,6 @@ if TYPE_CHECKING:
     from clusterucb_core.estimate import Estimate
     from clusterucb_core.outcome import RunResult
     from clusterucb_core.pool.ingest import IngestCounts
-
-RunnerName = Annotated[
-    str | None,
-    typer.Option("--runner", help="What runs the shard tasks: threads, processes.", show_default=False),
-]
 
 
 def run(
@@ -45,7 +38,7 @@ def run_file(config: ConfigPath, overrides: list[str]) -> "RunResult":
         Refused: it cannot be run.
         RunFailed: it was started and failed.
     """
-    _configure()
+    configure()
     with only_messages():
         from clusterucb_core.config import load_config
         from clusterucb_core.outcome import finished_result
@@ -70,7 +63,7 @@ def run_file(config: ConfigPath, overrides: list[str]) -> "RunResult":
 
 def ingest(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Read the pool only, and count what became of its rows."""
-    _configure()
+    configure()
     from clusterucb_core.config import load_config
     from clusterucb_core.pool.ingest import ingest_counts
     from clusterucb_core.stages.intake import ingest_spec, run_ingest
@@ -101,7 +94,7 @@ def check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
 
     Checks everything that can be known before a model loads; changes nothing.
     """
-    _configure()
+    configure()
     with only_messages():
         from clusterucb_core.config import load_config
         from clusterucb_core.estimate import estimate_run
@@ -118,7 +111,7 @@ def check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     _print_estimate(estimate)
 
 
-def _configure() -> None:
+def configure() -> None:
     """Give the services their folders; it comes before the imports, which read them."""
     try:
         configure_services(state_folder())

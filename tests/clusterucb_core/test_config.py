@@ -22,7 +22,7 @@ clusters:  {features: gradient, k: auto, drift_limit: auto}
 selection: {policy: linucb, beta: 1.0, top_share: 0.25, explore_fraction: 0.1, context: gradient, proxy_model: null, budget_fraction: 0.2, cold_start_fraction: 0.05, audit_fraction: 0.04, top_fraction: 0.05, early_stop: 0.0, round_samples: 64, aggregate: max}
 finetune:  {epochs: 4, learning_rate: 2.0e-5, batch_size: 128}
 evaluate:  {tasks: [], baselines: [zero_shot, random], random_seeds: 3, batch_size: auto, limit: null}
-compare:   {policies: [], budget_fractions: [0.05, 0.1, 0.2], seeds: 3}
+compare:   {policies: [], budget_fractions: [0.05, 0.1, 0.2], seeds: 3, max_samples: null, finetune: false}
 seed: 0
 execution: {runner: threads, workers: auto, ray_address: null, device: auto, gpus_per_task: auto, shard_samples: 4096, max_batch_tokens: auto, storage_root: null, when_tracking_is_down: buffer}
 """  # noqa: E501

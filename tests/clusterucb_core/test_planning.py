@@ -11,7 +11,7 @@ from clusterucb_core.config import load_config
 from clusterucb_core.demo import DemoFiles, write_demo
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
 from clusterucb_core.errors import BudgetError, InvalidConfig, InvalidModel, InvalidPool, InvalidTarget
-from clusterucb_core.planning import RunPlan, plan_run
+from clusterucb_core.planning import RunPlan, plan_comparison, plan_run
 from clusterucb_core.workspace import stage_key
 
 RECIPE = TinyModelRecipe(
@@ -195,3 +195,30 @@ def test_a_target_among_several_is_selected_for_as_alone(plan, copy):
         both.selection_keys[one["name"]] == plan.selection_keys[one["name"]] != both.selection_keys["other"]
     )
     assert len({plan.run_id, both.run_id, turned.run_id}) == 3
+
+
+def comparison_of(config: Path, *overrides: str) -> RunPlan:
+    return plan_comparison(*load_config(config, overrides), home=Path("/home"))
+
+
+def test_a_comparison_is_no_run_and_what_it_compares_makes_it_another(demo, plan):
+    first = comparison_of(demo.config)
+    assert first.run_id == comparison_of(demo.config).run_id != plan.run_id
+    for override in ("compare.seeds=9", "compare.finetune=true", "seed=1", "selection.beta=2"):
+        assert comparison_of(demo.config, override).run_id != first.run_id
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [((), None), (("compare.max_samples=50",), 50), (("pool.max_samples=60",), 60),
+     (("compare.max_samples=70", "pool.max_samples=60"), 60)],
+)  # fmt: skip
+def test_a_comparison_is_made_on_the_smaller_part_of_the_pool(demo, overrides, wanted):
+    assert comparison_of(demo.config, *overrides).config.pool.max_samples == wanted
+
+
+def test_a_comparison_needs_a_selection_that_policies_make_in_ways_of_their_own(demo):
+    with pytest.raises(InvalidConfig, match=r"finetune.epochs=1 in dynamic mode is one selection"):
+        comparison_of(demo.config, "mode=dynamic", "finetune.epochs=1")
+    with pytest.raises(BudgetError, match=r"compare.budget_fractions, ucb_beta: .*0.01"):
+        comparison_of(demo.config, "compare.budget_fractions=[0.01]")

@@ -16,7 +16,8 @@ from clusterucb_core.records import ArtifactRef
 from clusterucb_core.selection import SelectionSettings, is_bandit, needs_gradient_pass, share_of
 from clusterucb_core.stages.accounting import feature_spaces
 from clusterucb_core.stages.clusters import ClusterSpec, run_clustering
-from clusterucb_core.stages.draws import DrawSpec, run_draws
+from clusterucb_core.stages.drawing import DrawSpec
+from clusterucb_core.stages.draws import run_draws
 from clusterucb_core.stages.evaluation import evaluation_spec, run_evaluation
 from clusterucb_core.stages.features import feature_space, plan_jobs, run_shard
 from clusterucb_core.stages.intake import (

@@ -96,3 +96,39 @@ def test_a_repeat_computes_nothing_with_or_without_the_records_of_prefect(result
     again = run(config, home)
     assert again["versions"] == result["versions"]
     assert again["work"] == {"gradient_evaluations": 0, "trainings": 0}
+
+
+GRID = "compare={policies: [ucb_beta, linucb], budget_fractions: [0.25], seeds: 2, finetune: true}"
+
+
+def compared(config, home, *options):
+    overrides = [part for override in (*SMALL, GRID) for part in ("--set", override)]
+    line = [sys.executable, "-m", "flows", "compare", str(config), *overrides, *options, "--json"]
+    environment = os.environ | {"CLUSTERUCB_HOME": str(home)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_a_comparison_reuses_the_run_and_measures_the_same(result, config, home, tmp_path):
+    found = compared(config, home, "--out", str(tmp_path / "out"))
+    # the run has computed full selection's gradients, and trained on its own, on random:0 and on full
+    assert found["work"] == {"gradient_evaluations": 0, "trainings": 4}
+    lines = {line["policy"]: line for line in found["settings"]}
+    subjects = {item["subject"]: item for item in result["subjects"]}
+    assert lines["full"]["loss"] == subjects["full"]["loss"]
+    real, first = subjects["selection"], found["replays"][0]
+    assert (first["policy"], first["seed"]) == ("ucb_beta", 0)
+    assert [first[key] for key in ("captured_influence", "recall")] == [
+        real[key] for key in ("captured_influence", "recall")
+    ]
+    for line in lines.values():
+        assert line["loss_low"] <= line["loss"] <= line["loss_high"]
+    names = {"comparison.csv", "comparison.png", "replays.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def test_a_repeated_comparison_does_no_work(result, config, home):
+    first, again = compared(config, home), compared(config, home)
+    assert again["work"] == {"gradient_evaluations": 0, "trainings": 0}
+    assert again["settings"] == first["settings"]

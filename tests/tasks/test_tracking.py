@@ -15,17 +15,30 @@ from mlflow import MlflowClient
 from prefect import flow
 from prefect.artifacts import Artifact
 
+from clusterucb_core.comparison import CHART, REPLAYS, TABLE, ComparisonResult
 from clusterucb_core.config import load_config
+from clusterucb_core.demo import TARGET_FAMILY as TARGET
 from clusterucb_core.demo import write_demo
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
 from clusterucb_core.errors import TrackingUnavailable
 from clusterucb_core.planning import plan_run
+from clusterucb_core.stages.comparison_summary import SettingSummary
 from clusterucb_core.stages.drawn import read_pulls, read_scores, read_selected
-from clusterucb_core.stages.summary import SubjectSummary, TargetOutcome
+from clusterucb_core.stages.summary import SubjectSummary, TargetOutcome, Work
 from clusterucb_core.stages.training import loss_history
 from clusterucb_core.tracks import run_files, run_metrics, run_parameters, run_tags
 from flows.home import configure_tracking
-from tasks.tracking import BUFFER, RUN_TAG, Record, Tracking, finish_tracking, start_tracking
+from tasks.tracking import (
+    BUFFER,
+    PARENT_TAG,
+    RUN_TAG,
+    Record,
+    Tracking,
+    finish_comparison_tracking,
+    finish_tracking,
+    start_comparison_tracking,
+    start_tracking,
+)
 
 RECIPE = TinyModelRecipe(
     vocabulary=300, tokenizer_texts=60, hidden=16, layers=1, heads=2, steps=2, batch_samples=4
@@ -276,3 +289,67 @@ def test_a_server_that_is_down_costs_seconds_unless_the_user_asks_for_patience(m
     monkeypatch.delenv(names[0])
     configure_tracking(tmp_path)
     assert [os.environ[name] for name in names] == ["2", "15"]
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """The result of a comparison of one policy at one budget with full selection; its files exist."""
+    lines = (
+        SettingSummary(
+            target="sums", policy="ucb1", budget_fraction=0.1, replays=4, captured_influence=0.5,
+            captured_by_period=(0.25, 0.75), flops_share=0.3, audit_fraction=0.04,
+        ),
+        SettingSummary(target="sums", policy="full", budget_fraction=None, captured_influence=1.0),
+    )  # fmt: skip
+    for name, content in ((TABLE, b"policy\n"), (REPLAYS, b"seed\n"), (CHART, b"\x89PNG\x00\xff")):
+        (tmp_path / name).write_bytes(content)
+    return ComparisonResult(
+        run_id="run", targets=("sums",), mode="dynamic", n_samples=20, periods=(2, 3), seeds=2,
+        audit_fraction=0.04, settings=lines, folder=str(tmp_path), mlflow_run_id=None, seconds=1.0,
+        work=Work(gradient_evaluations=60, trainings=3),
+    )  # fmt: skip
+
+
+def nested_in(client, parent):
+    filter_string = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
+    return client.search_runs([parent.info.experiment_id], filter_string=filter_string)
+
+
+def test_a_comparison_is_a_run_with_one_nested_in_it_for_every_policy_and_budget(
+    up, plan_of, compared, monkeypatch
+):
+    monkeypatch.setattr("tasks.tracking._link", lambda *_: None)
+    plan, client = plan_of(), MlflowClient(up)
+    tracking = start_comparison_tracking.fn(plan, "flow-0", None)
+    for _ in range(2):
+        finish_comparison_tracking.fn(plan, tracking, compared)
+    (parent,) = runs_of(client, plan.run_id)
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", f"compare {TARGET} {plan.run_id[:8]}")
+    folder = Path(client.download_artifacts(parent.info.run_id, ""))
+    assert (folder / CHART).read_bytes() == b"\x89PNG\x00\xff"
+    assert {path.name for path in folder.iterdir()} == {TABLE, REPLAYS, CHART}
+    nested = {run.info.run_name: run for run in nested_in(client, parent)}
+    assert set(nested) == {"ucb1 0.1", "full"}
+    found = nested["ucb1 0.1"]
+    names = {"target": "sums", "policy": "ucb1", "budget_fraction": "0.1", "audit_fraction": "0.04"}
+    assert (found.info.status, found.data.params) == ("FINISHED", names)
+    assert (found.data.metrics["captured_influence"], found.data.metrics["flops_share"]) == (0.5, 0.3)
+    by_period = history(client, found.info.run_id, "captured_influence_by_period")
+    assert by_period == [(1, 0.25), (2, 0.75)]
+
+
+def test_a_comparison_that_mlflow_could_not_take_is_sent_later_with_its_nested_runs(
+    up, down, plan_of, compared, chosen, monkeypatch
+):
+    monkeypatch.setattr("tasks.tracking._link", lambda *_: None)
+    plan, later = plan_of(), plan_of("seed=1")
+    go(down, monkeypatch)
+    finish_comparison_tracking.fn(plan, start_comparison_tracking.fn(plan, "flow-0", None), compared)
+    go(up, monkeypatch)
+    finish_tracking.fn(later, start_tracking.fn(later, "flow-1", None), [outcome(chosen, 4)])
+    client = MlflowClient(up)
+    (parent,) = runs_of(client, plan.run_id)
+    assert parent.info.run_name == f"compare {TARGET} {plan.run_id[:8]}"
+    assert {run.info.run_name for run in nested_in(client, parent)} == {"ucb1 0.1", "full"}
+    folder = Path(client.download_artifacts(parent.info.run_id, ""))
+    assert (folder / CHART).read_bytes() == b"\x89PNG\x00\xff"

@@ -42,11 +42,11 @@ from clusterucb_core.clustering import spherical_kmeans
 from clusterucb_core.influence import captured_influence, recall_at_k, subtask_scores, top_k
 from clusterucb_core.seeds import child_rng
 from clusterucb_core.selection import share_of
-from clusterucb_core.stages.contexts import NARROWEST, context_width, fold
+from clusterucb_core.stages.contexts import CONTEXT_WIDTH, fold
 
 TOP_FRACTION, AUDIT_FRACTION, BUDGETS, CERTIFIED_BUDGET = 0.05, 0.04, (0.05, 0.1, 0.2), 0.1
 CURVE_BUDGETS = (0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2)
-CLUSTERS, ROUND_SAMPLES = 50, 64
+CLUSTERS, ROUND_SAMPLES, WIDE = 50, 64, 1024
 # a forward pass takes half the operations of a gradient
 FORWARD = 0.5
 CLUSTER_POLICIES: dict[str, Policy] = {
@@ -166,8 +166,7 @@ def open_run(trajectory: Trajectory, states: States, *, seed: int) -> Run:
     """Return the selections of a trajectory with all side information that is compared."""
     features = trajectory.features.astype(np.float32)
     labels, _ = spherical_kmeans(features, CLUSTERS, rng=child_rng(seed, "clusters"))
-    wide = fold(features, context_width(len(features)), seed=seed)
-    narrow = fold(features, NARROWEST, seed=seed)
+    usual, wide = (fold(features, width, seed=seed) for width in (CONTEXT_WIDTH, WIDE))
     layers = states.pool.shape[1] - 1
     passes = {_layer_name(layer, layers): _state_side(states, layer) for layer in range(layers + 1)}
     periods: list[Replay] = []
@@ -175,8 +174,8 @@ def open_run(trajectory: Trajectory, states: States, *, seed: int) -> Run:
         prior = trajectory.prior(period)
         sides = {
             "clusters": Side(None, None, 1.0),
-            GRADIENT: Side(wide, prior, 1.0),
-            f"{GRADIENT}, {NARROWEST} columns": Side(narrow, prior, 1.0),
+            GRADIENT: Side(usual, prior, 1.0),
+            f"{GRADIENT}, {WIDE} columns": Side(wide, prior, 1.0),
             **passes,
         }
         arms = _arms(labels, seed * 100 + period)
@@ -285,12 +284,12 @@ def compare_policies(
     name: str, runs: Sequence[Run], *, samples: int, attempts: int
 ) -> list[dict[str, object]]:
     """Return one row a policy and budget: captured influence, recall and cost; the audited ones last."""
-    narrow = f"{GRADIENT}, {NARROWEST} columns"
+    wide = f"{GRADIENT}, {WIDE} columns"
     ways = {policy: Way(variant) for policy, variant in CLUSTER_POLICIES.items()}
     ways |= {
         "linucb": Way(LinUcb(), GRADIENT),
         "linucb, no chance": Way(LinUcb(explore_fraction=0.0), GRADIENT),
-        f"linucb, {narrow}": Way(LinUcb(), narrow),
+        f"linucb, {wide}": Way(LinUcb(), wide),
         f"linucb, {HIDDEN}": Way(LinUcb(), HIDDEN),
         f"linucb, {HIDDEN}, no chance": Way(LinUcb(explore_fraction=0.0), HIDDEN),
         "linucb, audited": Way(LinUcb(), GRADIENT, AUDIT_FRACTION),
@@ -310,7 +309,9 @@ def compare_policies(
 
 def draw_curve(name: str, runs: Sequence[Run], *, samples: int) -> list[dict[str, object]]:
     """Return one row a source of side information and budget: captured influence against total cost."""
-    sides = [side for side in runs[0].periods[0].sides if side != "clusters"]
+    sides = [
+        side for side in runs[0].periods[0].sides if side not in ("clusters", f"{GRADIENT}, {WIDE} columns")
+    ]
     return [
         _row(
             name,

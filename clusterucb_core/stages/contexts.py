@@ -22,9 +22,8 @@ from clusterucb_core.stages.scores import TargetGradients, read_target_features
 from clusterucb_core.stages.sides import ContextSource
 from clusterucb_core.workspace import Workspace
 
-# 1 GiB of float32 for the whole pool; the narrowest that was measured to rank well, and the width beyond
-# which one target lost what another gained.
-CONTEXT_VALUES, NARROWEST, WIDEST = 2**28, 512, 1024
+# Columns of side information: more were measured to gain on one target what they lose on another.
+CONTEXT_WIDTH = 512
 # so near the mean of all, a state of unit length has no direction from there
 SAME_STATE = 1e-4
 
@@ -58,7 +57,7 @@ def side_information(
         MissingArtifact: a sample has no feature.
         InvalidTarget: a validation row has none.
     """
-    store, width = open_store(source.space, workspace), context_width(len(sample_ids))
+    store = open_store(source.space, workspace)
     goal = read_target_features(target, source.targets, workspace, aggregate=aggregate)
     context: list[NDArray[np.float32]] = []
     prior: list[FloatArray] = []
@@ -66,7 +65,7 @@ def side_information(
     with threadpool_limits(limits=1, user_api="blas"):
         view = pool_view(store, sample_ids, source.parts, width=source.space.projection_dim)
         for block in store.iter_blocks(sample_ids):
-            context.append(fold(view.columns(block), width, seed=source.space.seed))
+            context.append(fold(view.columns(block), CONTEXT_WIDTH, seed=source.space.seed))
             prior.append(_guess(view, block, goal, source.weights))
     return SideInformation(np.concatenate(context), np.concatenate(prior))
 
@@ -149,11 +148,6 @@ def _guess(view: PoolView, rows: FloatArray, goal: TargetGradients, weights: tup
         for weight, features in zip(weights, goal.by_checkpoint, strict=True)
     ]
     return np.sum(scores, axis=0)
-
-
-def context_width(n_samples: int) -> int:
-    """Return how many columns of side information a pool of so many samples gets."""
-    return min(WIDEST, max(NARROWEST, CONTEXT_VALUES // max(1, n_samples)))
 
 
 def fold(features: FloatArray, width: int, *, seed: int) -> NDArray[np.float32]:

@@ -239,8 +239,8 @@ def test_check_counts_gradients_by_stage_and_leaves_no_file(call, config_file, h
             [*BY_STATES, "mode=dynamic", "evaluate.baselines=[full]"],
             {"selection": 80, "baseline full": 360, "target": 6},
         ),
-        # gradients as side information take the pass that clusters did without
-        (["clusters.features=hidden_state"], {"context": 200, "selection": 80, "target": 6}),
+        # gradients as side information take their pass whatever clusters there are for cluster policies
+        (["clusters.features=hidden_state"], {"clustering": 200, "selection": 80, "target": 6}),
         (["selection.policy=full"], {"selection": 600, "target": 6}),
         (["selection.policy=random"], {"target": 0}),
         (["pool.max_samples=100"], {"clustering": 100, "selection": 40, "target": 6}),

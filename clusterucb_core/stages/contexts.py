@@ -1,8 +1,8 @@
 """Side information of pool samples: gradients at the first checkpoint that are paid for, or a forward pass.
 
 Reads feature shards. The guess `< phi_0(z), gamma_t(v) >` sets old features of a sample against the target's
-current ones: no gradient of a pool sample is computed for it. Without gradients, the last layer's take their
-place.
+current ones: no gradient of a pool sample is computed for it. Without gradients, what the forward pass tells
+takes their place, on both sides at the first checkpoint.
 """
 
 from collections.abc import Sequence
@@ -84,10 +84,8 @@ def side_prior(
         MissingArtifact: a sample has no feature.
         InvalidTarget: a validation row has none.
     """
-    store, goal = (
-        open_store(source.space, workspace),
-        read_target_features(target, source.targets, workspace, aggregate=aggregate),
-    )
+    store = open_store(source.space, workspace)
+    goal = read_target_features(target, source.targets, workspace, aggregate=aggregate)
     with threadpool_limits(limits=1, user_api="blas"):
         view = pool_view(store, sample_ids, source.parts, width=source.space.projection_dim)
         blocks = store.iter_blocks(sample_ids)

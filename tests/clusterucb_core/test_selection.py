@@ -114,16 +114,17 @@ def test_a_proxy_context_without_a_proxy_is_refused_with_a_sentence():
     [
         ("linucb", "gradient", "gradient", True),
         ("linucb", "gradient", "hidden_state", True),
-        ("linucb", "hidden_state", "gradient", True),
+        ("linucb", "hidden_state", "gradient", False),
         ("linucb", "hidden_state", "hidden_state", False),
-        ("linucb", "proxy", "hidden_state", False),
+        ("linucb", "proxy", "gradient", False),
+        ("linucb", "output_error", "gradient", False),
         ("ucb_beta", "gradient", "gradient", True),
         ("ucb_beta", "gradient", "hidden_state", False),
         ("random", "gradient", "gradient", False),
         ("full", "gradient", "gradient", False),
     ],
 )
-def test_a_gradient_pass_is_needed_where_clusters_or_side_information_are_gradients(
+def test_a_gradient_pass_is_needed_where_what_a_policy_draws_by_are_gradients(
     policy, context, clusters, needed
 ):
     settings = SelectionSettings(policy=policy, context=context, proxy_model="some/model")

@@ -49,7 +49,7 @@ def prepared(plain, tmp_path_factory):
     overrides = [f"pool.max_samples={SAMPLES}", "warmup.epochs=1", "features.projection=roll"]
     settings = plain.load_config(config, [*overrides, "features.projection_dim=512"])
     plan = plain.plan_run(*settings, home=tmp_path_factory.mktemp("home"))
-    inputs = plain.prepare(plan)
+    (inputs,) = plain.prepare(plan)
     checkpoint = plain.checkpoint_refs(plain.warmup(plan, inputs, later_steps=None))[0]
     space = plain.space_of(plan, checkpoint)
     return Prepared(space, inputs.tokens, plain.candidate_ids(inputs.candidates), plan.workspace)

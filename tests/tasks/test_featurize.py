@@ -40,7 +40,7 @@ def prepared(tmp_path_factory):
     plain = plain_run()
     config = write_demo(tmp_path_factory.mktemp("demo"), recipe=RECIPE).config
     plan = plan_run(*load_config(config, SMALL), home=tmp_path_factory.mktemp("home"))
-    inputs = plain.prepare(plan)
+    (inputs,) = plain.prepare(plan)
     checkpoint = checkpoint_refs(plain.warmup(plan, inputs, later_steps=None))[0]
     return plan, plain.space_of(plan, checkpoint), inputs.tokens, candidate_ids(inputs.candidates)
 

@@ -50,7 +50,7 @@ def test_memory_stays_flat_over_a_hundred_thousand_samples(plain, tmp_path):
     sources = json.dumps([{"path": str(rows), "format": "alpaca"}])
     overrides = (f"pool.sources={sources}", "warmup.epochs=1", "warmup.fraction=0.001")
     plan = plain.plan_run(*plain.load_config(config, overrides), home=tmp_path / "home")
-    inputs = plain.prepare(plan)
+    (inputs,) = plain.prepare(plan)
     checkpoint = plain.checkpoint_refs(plain.warmup(plan, inputs, later_steps=None))[0]
     space, ids = plain.space_of(plan, checkpoint), plain.candidate_ids(inputs.candidates)
     assert len(ids) == SAMPLES

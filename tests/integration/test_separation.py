@@ -44,7 +44,7 @@ class Warm:
 @pytest.fixture(scope="module")
 def warm(plain, tmp_path_factory):
     plan = plan_run(*load_config(EXAMPLE, SMALL, variables=os.environ), home=tmp_path_factory.mktemp("home"))
-    inputs = plain.prepare(plan)
+    (inputs,) = plain.prepare(plan)
     checkpoint = checkpoint_refs(plain.warmup(plan, inputs, later_steps=40))[-1]
     space = plain.space_of(plan, checkpoint)
     plain.featurize(plan, space, inputs.tokens, candidate_ids(inputs.candidates))

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from trajectories import VALIDATION_ROWS, States, Trajectory, open_states, open_trajectory
 
 from clusterucb_core.bandit.audits import Audit, audit_pulls
+from clusterucb_core.bandit.costs import CostLimit
 from clusterucb_core.bandit.policies import (
     LinUcb,
     Policy,
@@ -41,12 +42,13 @@ from clusterucb_core.certificate import Certificate, certify
 from clusterucb_core.clustering import spherical_kmeans
 from clusterucb_core.influence import captured_influence, recall_at_k, subtask_scores, top_k
 from clusterucb_core.seeds import child_rng
-from clusterucb_core.selection import share_of
-from clusterucb_core.stages.contexts import CONTEXT_WIDTH, fold
+from clusterucb_core.selection import SelectionSettings, share_of
+from clusterucb_core.stages.contexts import CONTEXT_WIDTH, balanced, fold, on_scale_of
 
 TOP_FRACTION, AUDIT_FRACTION, BUDGETS, CERTIFIED_BUDGET = 0.05, 0.04, (0.05, 0.1, 0.2), 0.1
+COST_LIMIT = SelectionSettings().cost_limit
 CURVE_BUDGETS = (0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2)
-CLUSTERS, ROUND_SAMPLES, WIDE = 50, 64, 1024
+CLUSTERS, ROUND_SAMPLES = 50, 64
 # a forward pass takes half the operations of a gradient
 FORWARD = 0.5
 CLUSTER_POLICIES: dict[str, Policy] = {
@@ -56,7 +58,7 @@ CLUSTER_POLICIES: dict[str, Policy] = {
     "threshold_normal": ThresholdNormal(),
     "ucb_beta": UcbBeta(),
 }
-GRADIENT, HIDDEN = "gradient", "hidden_state"
+GRADIENT, HIDDEN, ALONE = "gradient", "hidden_state", "gradients alone"
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Way:
-    """A policy as it is replayed: the side information that it sees, and the share that is audited."""
+    """A policy as it is replayed: the side information that it sees, the share that is audited, the limit."""
 
     policy: Policy | LinUcb
     side: str = "clusters"
     audit_fraction: float = 0.0
+    cost_limit: float | None = COST_LIMIT
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,11 @@ class Measure:
 def pull(replay: Replay, way: Way, budget: int, *, attempt: int = 0) -> Audit:
     """Return what a policy draws, its audit after it."""
     n, side = len(replay.scores), replay.sides[way.side]
+    costs = None
+    if way.cost_limit is not None:
+        costs = CostLimit(
+            replay.tokens.astype(np.float64), way.cost_limit, share_of(TOP_FRACTION, n), draws=budget
+        )
     audit_samples = share_of(way.audit_fraction, n)
     log = pull_arms(
         replay.arms,
@@ -126,6 +134,7 @@ def pull(replay: Replay, way: Way, budget: int, *, attempt: int = 0) -> Audit:
         context=side.context,
         prior=side.prior,
         rng=child_rng(replay.seed, "replay", str(attempt)),
+        costs=costs,
     )
     if audit_samples == 0:
         return Audit(log, 0, 0)
@@ -139,6 +148,7 @@ def pull(replay: Replay, way: Way, budget: int, *, attempt: int = 0) -> Audit:
         context=side.context,
         prior=side.prior,
         rng=child_rng(replay.seed, "audit", str(attempt)),
+        costs=costs,
     )
 
 
@@ -166,16 +176,20 @@ def open_run(trajectory: Trajectory, states: States, *, seed: int) -> Run:
     """Return the selections of a trajectory with all side information that is compared."""
     features = trajectory.features.astype(np.float32)
     labels, _ = spherical_kmeans(features, CLUSTERS, rng=child_rng(seed, "clusters"))
-    usual, wide = (fold(features, width, seed=seed) for width in (CONTEXT_WIDTH, WIDE))
+    alone, half = (fold(features, width, seed=seed) for width in (CONTEXT_WIDTH, CONTEXT_WIDTH // 2))
     layers = states.pool.shape[1] - 1
     passes = {_layer_name(layer, layers): _state_side(states, layer) for layer in range(layers + 1)}
+    states_side = passes[HIDDEN]
+    assert states_side.context is not None, "states are side information"
+    assert states_side.prior is not None, "states are side information"
+    both = np.concatenate([balanced(half), balanced(states_side.context)], axis=1)
     periods: list[Replay] = []
     for period, scores in enumerate(trajectory.scores):
         prior = trajectory.prior(period)
         sides = {
             "clusters": Side(None, None, 1.0),
-            GRADIENT: Side(usual, prior, 1.0),
-            f"{GRADIENT}, {WIDE} columns": Side(wide, prior, 1.0),
+            GRADIENT: Side(both, np.concatenate([prior, on_scale_of(states_side.prior, prior)], axis=1), 1.0),
+            ALONE: Side(alone, prior, 1.0),
             **passes,
         }
         arms = _arms(labels, seed * 100 + period)
@@ -284,12 +298,12 @@ def compare_policies(
     name: str, runs: Sequence[Run], *, samples: int, attempts: int
 ) -> list[dict[str, object]]:
     """Return one row a policy and budget: captured influence, recall and cost; the audited ones last."""
-    wide = f"{GRADIENT}, {WIDE} columns"
     ways = {policy: Way(variant) for policy, variant in CLUSTER_POLICIES.items()}
     ways |= {
         "linucb": Way(LinUcb(), GRADIENT),
         "linucb, no chance": Way(LinUcb(explore_fraction=0.0), GRADIENT),
-        f"linucb, {wide}": Way(LinUcb(), wide),
+        "linucb, no limit": Way(LinUcb(), GRADIENT, cost_limit=None),
+        f"linucb, {ALONE}": Way(LinUcb(), ALONE),
         f"linucb, {HIDDEN}": Way(LinUcb(), HIDDEN),
         f"linucb, {HIDDEN}, no chance": Way(LinUcb(explore_fraction=0.0), HIDDEN),
         "linucb, audited": Way(LinUcb(), GRADIENT, AUDIT_FRACTION),
@@ -309,9 +323,7 @@ def compare_policies(
 
 def draw_curve(name: str, runs: Sequence[Run], *, samples: int) -> list[dict[str, object]]:
     """Return one row a source of side information and budget: captured influence against total cost."""
-    sides = [
-        side for side in runs[0].periods[0].sides if side not in ("clusters", f"{GRADIENT}, {WIDE} columns")
-    ]
+    sides = [side for side in runs[0].periods[0].sides if side not in ("clusters", ALONE)]
     return [
         _row(
             name,

@@ -15,7 +15,7 @@ from clusterucb_core.bandit.pulls import cold_start_counts
 from clusterucb_core.clustering import cluster_count
 from clusterucb_core.config import RunConfig
 from clusterucb_core.errors import BudgetError, InvalidConfig, InvalidTarget
-from clusterucb_core.features.forward import OUTER_WIDTH, PARTS
+from clusterucb_core.features.forward import OUTER_WIDTH
 from clusterucb_core.features.projections import resolve_projection
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.chat import Tokenized, tokenize_batch
@@ -26,7 +26,7 @@ from clusterucb_core.records import Exclusion, Target, TargetRow
 from clusterucb_core.selection import cold_start_of, is_bandit, needs_gradient_pass, needs_proxy, share_of
 from clusterucb_core.stages.comparison import compared_settings, repetitions
 from clusterucb_core.stages.intake import run_ingest
-from clusterucb_core.stages.models import ModelRef, open_chat
+from clusterucb_core.stages.models import open_chat
 from clusterucb_core.stages.sides import context_kind
 from clusterucb_core.targets.catalog import load_target
 from clusterucb_core.workspace import Workspace, finished
@@ -291,14 +291,22 @@ def _forward_passes(plan: RunPlan, counts: _Counts) -> dict[str, int]:
     return {"clustering": counts.n_samples, **target}
 
 
-def _forward_dim(model: ModelRef) -> int:
-    return OUTER_WIDTH + (len(PARTS) - 1) * int(load_config(model.settings).get_text_config().hidden_size)
+def _forward_entries(plan: RunPlan, counts: _Counts) -> int:
+    """Return how many numbers are kept of forward passes, those of the first gradients included."""
+    model = plan.proxy or plan.model
+    hidden = int(load_config(model.settings).get_text_config().hidden_size)
+    by_head = plan.config.selection.policy == "linucb" and plan.config.selection.context == "output_error"
+    alone = sum(_forward_passes(plan, counts).values())
+    beside = 0
+    if not alone and plan.config.selection.policy != "random":
+        beside = counts.n_samples + counts.n_validation
+    return alone * (OUTER_WIDTH + hidden if by_head else hidden) + beside * hidden
 
 
 def _disk_bytes(plan: RunPlan, counts: _Counts, dim: int) -> dict[str, int]:
     adapter_and_moments = 3 * FLOAT_BYTES * plan.model.n_lora_parameters
     entries = sum(_gradient_evaluations(plan.config, counts).values()) * dim
-    entries += sum(_forward_passes(plan, counts).values()) * _forward_dim(plan.proxy or plan.model)
+    entries += _forward_entries(plan, counts)
     return {
         "features": entries * FEATURE_BYTES,
         "checkpoints": _n_saved_checkpoints(plan.config) * adapter_and_moments,

@@ -107,6 +107,12 @@ class SelectionSettings(PolicySettings):
         description="The draws end when fewer samples than this share of the k selected are expected to be "
         "left undrawn above the k-th best reward; 0: spend the whole budget.",
     )
+    cost_limit: float = Field(
+        default=1.05,
+        gt=0,
+        title="Cost limit",
+        description="The draws of linucb have at most this many times the tokens of as many average samples.",
+    )
     round_samples: int = Field(
         default=64,
         ge=1,

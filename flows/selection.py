@@ -1,7 +1,5 @@
 """The trajectories of a run: warmup, features, clusters, draws and training, in either mode."""
 
-from collections.abc import Sequence
-
 from prefect import unmapped
 
 from clusterucb_core.planning import RunPlan
@@ -20,7 +18,7 @@ from clusterucb_core.stages.intake import candidate_ids, pool_size, validation_i
 from clusterucb_core.stages.models import CheckpointRef, FeatureSpace
 from clusterucb_core.stages.publication import PeriodDraws
 from clusterucb_core.stages.scores import plain_space
-from clusterucb_core.stages.sides import ModelTokens, Sides, side_passes, sides_of
+from clusterucb_core.stages.sides import FeaturePass, ModelTokens, Sides, kept_states, side_passes, sides_of
 from clusterucb_core.stages.summary import Trajectory
 from clusterucb_core.stages.training import (
     TrainingSpec,
@@ -81,9 +79,9 @@ def _static(
         spaces = tuple(_space(plan, checkpoint) for checkpoint in checkpoints)
         weights = checkpoint_weights(checkpoints)
         sides = _sides(plan, inputs, settings, first=spaces[0], counted=(spaces, weights))
-        _featurize_target(plan, inputs, spaces)
-        _featurize_pool(plan, inputs, () if is_bandit(settings.policy) else spaces)
-        _featurize_sides(plan, inputs, sides)
+        _featurize_target(plan, inputs, spaces, first=spaces[0])
+        _featurize_pool(plan, inputs, () if is_bandit(settings.policy) else spaces, first=spaces[0])
+        _featurize_sides(plan, inputs, sides, first=spaces[0])
         clustering = _cluster(plan, inputs, sides)
         spec = _with_spaces(spec, spaces, weights, clustering=clustering, sides=sides)
     draws = draw_selection(spec, plan.workspace, plan.execution)
@@ -111,9 +109,9 @@ def _dynamic(
         if drawn.policy != "random":
             space = _space(plan, checkpoint)
             sides = _sides(plan, inputs, drawn, first=first, counted=((space,), (1.0,)))
-            _featurize_target(plan, inputs, (space,))
-            _featurize_pool(plan, inputs, (space,) if drawn.policy == "full" else ())
-            _featurize_sides(plan, inputs, sides)
+            _featurize_target(plan, inputs, (space,), first=first)
+            _featurize_pool(plan, inputs, (space,) if drawn.policy == "full" else (), first=first)
+            _featurize_sides(plan, inputs, sides, first=first)
             clustering = clustering or _cluster(plan, inputs, sides)
             spec = _with_spaces(spec, (space,), (1.0,), clustering=clustering, sides=sides)
         draws = draw_selection(spec, plan.workspace, plan.execution)
@@ -177,29 +175,40 @@ def _sides(
     )
 
 
-def _featurize_sides(plan: RunPlan, inputs: Inputs, sides: Sides) -> None:
+def _featurize_sides(plan: RunPlan, inputs: Inputs, sides: Sides, *, first: FeatureSpace) -> None:
     for item in side_passes(sides, inputs.drawable, inputs.target):
-        _featurize(plan, item.space, item.tokens, item.sample_ids)
+        _featurize(plan, item, first=first)
 
 
-def _featurize_pool(plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace, ...]) -> None:
+def _featurize_pool(
+    plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace, ...], *, first: FeatureSpace
+) -> None:
+    ids = tuple(candidate_ids(inputs.drawable))
     for space in spaces:
-        _featurize(plan, space, inputs.tokens, candidate_ids(inputs.drawable))
+        _featurize(plan, FeaturePass(space=space, tokens=inputs.tokens, sample_ids=ids), first=first)
 
 
-def _featurize_target(plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace, ...]) -> None:
-    ids = validation_ids(inputs.target)
+def _featurize_target(
+    plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace, ...], *, first: FeatureSpace
+) -> None:
+    ids, tokens = tuple(validation_ids(inputs.target)), inputs.validation_tokens
     for space in spaces:
-        _featurize(plan, plain_space(space), inputs.validation_tokens, ids)
+        _featurize(plan, FeaturePass(space=plain_space(space), tokens=tokens, sample_ids=ids), first=first)
 
 
-def _featurize(plan: RunPlan, space: FeatureSpace, tokens: ArtifactRef, sample_ids: Sequence[str]) -> None:
+def _featurize(plan: RunPlan, item: FeaturePass, *, first: FeatureSpace) -> None:
     jobs = plan_jobs(
-        space, tokens, sample_ids, workspace=plan.workspace, execution=plan.execution, run_id=plan.run_id
+        item.space,
+        item.tokens,
+        item.sample_ids,
+        workspace=plan.workspace,
+        execution=plan.execution,
+        run_id=plan.run_id,
+        states=kept_states(item.space, first),
     )
     if jobs:
         futures = featurize_shard.map(jobs, unmapped(plan.workspace), unmapped(plan.execution))
-        show_progress(f"features-{space.kind}", futures)
+        show_progress(f"features-{item.space.kind}", futures)
 
 
 def _cluster(plan: RunPlan, inputs: Inputs, sides: Sides) -> ArtifactRef:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clusterucb_core.bandit.arms import Float64Array, Int64Array, add_rewards, arm_stds, fresh_arms
+from clusterucb_core.bandit.costs import CostLimit, best_within
 from clusterucb_core.bandit.drawable import Drawable, arms_of, checked_scores, earlier_draws, gather_arms
 from clusterucb_core.bandit.outlooks import best_open, expectations, observe, open_outlook
 from clusterucb_core.bandit.policies import LinUcb, Policy
-from clusterucb_core.bandit.pulls import PullLog, Reward
+from clusterucb_core.bandit.pulls import PullLog, Reward, seen_in
 from clusterucb_core.errors import BudgetError
 from clusterucb_core.records import FloatArray, IntArray
 
@@ -49,6 +50,7 @@ def audit_pulls(
     round_samples: int = 1,
     context: FloatArray | None = None,
     prior: FloatArray | None = None,
+    costs: CostLimit | None = None,
 ) -> Audit:
     """Draw `audit_samples` samples that a policy left undrawn.
 
@@ -62,6 +64,7 @@ def audit_pulls(
         round_samples: draws of one round.
         context: as in `pull_arms`.
         prior: as in `pull_arms`.
+        costs: as in `pull_arms`.
 
     Raises:
         BudgetError: fewer samples are left than the audit draws.
@@ -84,7 +87,12 @@ def audit_pulls(
         for start in range(0, sought, round_samples):
             expected = expectations(outlook)
             assert expected is not None, "a log holds rewards"
-            samples = best_open(outlook, expected, min(round_samples, sought - start))
+            count = min(round_samples, sought - start)
+            if costs is None:
+                samples = best_open(outlook, expected, count)
+            else:
+                seen = seen_in(_extended(log, pool, rounds) if rounds else log)
+                samples = best_within(costs, np.flatnonzero(outlook.open), expected, seen, count=count)
             scores = checked_scores(reward(samples.copy()), samples)
             observe(outlook, samples, scores)
             rounds.append(_Round(samples, scores.max(axis=1), expected[samples]))

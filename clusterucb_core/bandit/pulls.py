@@ -20,6 +20,7 @@ from clusterucb_core.bandit.arms import (
     fresh_arms,
     ranked_rewards,
 )
+from clusterucb_core.bandit.costs import CostLimit, Seen, best_within
 from clusterucb_core.bandit.drawable import (
     Drawable,
     arms_of,
@@ -99,6 +100,7 @@ class _Run:
     log: PullLog
     reward: Reward
     on_round: Callable[[RoundReport], None] | None
+    costs: CostLimit | None
 
 
 def pull_arms(
@@ -114,6 +116,7 @@ def pull_arms(
     prior: FloatArray | None = None,
     on_round: Callable[[RoundReport], None] | None = None,
     stop: EarlyStop | None = None,
+    costs: CostLimit | None = None,
 ) -> PullLog:
     """Draw exactly `budget_samples` samples from the arms, unless told when to stop, and return every pull.
 
@@ -131,6 +134,7 @@ def pull_arms(
             information after that.
         on_round: called after every round.
         stop: ends the draws after the first round that leaves hardly anything to find, as `EarlyStop` says.
+        costs: what samples cost, and how much the draws of `LinUcb` may; others ignore it.
 
     Returns:
         The pulls in drawing order.
@@ -148,7 +152,9 @@ def pull_arms(
     _check_budget(budget_samples, cold_start, pool.sizes)
     state = fresh_arms(pool.sizes, capacity=budget_samples)
     outlook = _outlook(pool, policy, context, prior) if isinstance(policy, LinUcb) else None
-    run = _Run(pool, state, outlook, _blank_log(budget_samples, int(cold_start.sum())), reward, on_round)
+    run = _Run(
+        pool, state, outlook, _blank_log(budget_samples, int(cold_start.sum())), reward, on_round, costs
+    )
     if cold_start.any():
         forced = np.repeat(np.arange(len(arms)), cold_start)
         bounds = np.full(len(forced), np.nan)
@@ -160,6 +166,13 @@ def pull_arms(
     drawn, unspent = state.n_rewards, budget_samples - state.n_rewards
     logger.info("%d samples drawn from %d arms, %d rounds, %d unspent", drawn, len(arms), number, unspent)
     return _beginning(run.log, drawn) if unspent else run.log
+
+
+def seen_in(log: PullLog) -> Seen:
+    """Return what a log of `LinUcb` says of rewards and of how well they were predicted."""
+    # before any reward the bounds were guesses, not predictions, and chance has none
+    predicted = (log.rounds > 1) & np.isfinite(log.bounds)
+    return Seen(log.samples, log.rewards, (log.rewards - log.bounds)[predicted])
 
 
 def cold_start_counts(sizes: Sequence[int] | IntArray, fraction: float) -> IntArray:
@@ -273,8 +286,12 @@ def _best_samples(
     assert outlook is not None, "a policy of samples has an outlook"
     expected = expectations(outlook)
     at_random = count if expected is None else math.floor(policy.explore_fraction * count + 1e-9)
-    nothing = np.zeros(0, dtype=np.int64)
-    best = nothing if expected is None else best_open(outlook, expected, count - at_random)
+    best = np.zeros(0, dtype=np.int64)
+    if expected is not None and run.costs is None:
+        best = best_open(outlook, expected, count - at_random)
+    elif expected is not None and run.costs is not None:
+        left, seen = np.flatnonzero(outlook.open), seen_in(_beginning(run.log, run.state.n_rewards))
+        best = best_within(run.costs, left, expected, seen, count=count, at_random=at_random)
     others = np.setdiff1d(np.flatnonzero(outlook.open), best, assume_unique=True)
     samples = np.concatenate([best, rng.choice(others, size=at_random, replace=False)])
     arms = arms_of(run.pool, samples)
@@ -292,9 +309,7 @@ def _is_settled(run: _Run, stop: EarlyStop) -> bool:
         return expected_in_arms(state, threshold) < stop.tolerance * stop.k
     expected = expectations(outlook)
     assert expected is not None, "a reward was seen"
-    seen = _beginning(run.log, state.n_rewards)
-    # before any reward the bounds were guesses, not predictions
-    errors = (seen.rewards - seen.bounds)[seen.rounds > 1]
+    errors = seen_in(_beginning(run.log, state.n_rewards)).errors
     return expected_in_samples(expected[outlook.open], errors, threshold) < stop.tolerance * stop.k
 
 

@@ -11,7 +11,7 @@ from clusterucb_core.features.adam import AdamMoments
 from clusterucb_core.features.agreement import relative_error, rounding_tolerance
 from clusterucb_core.features.call_sums import CallSums
 from clusterucb_core.features.hooks import LinearHooks, evaluating, frozen, own_gradients
-from clusterucb_core.features.losses import LossModel, loss_model, sample_losses
+from clusterucb_core.features.losses import LossModel, loss_model, read_samples
 from clusterucb_core.features.projections import Projection
 from clusterucb_core.features.replay import Replays
 from clusterucb_core.features.sinks import feature_recipe, trainable_parameters
@@ -26,12 +26,14 @@ logger = logging.getLogger(__name__)
 class BatchGradients:
     """What one batch gave.
 
-    `features` [b, width]; `losses` [b]; `largest` [b], the largest absolute entry of each raw gradient.
+    `features` [b, width]; `losses` [b]; `largest` [b], the largest absolute entry of each raw gradient;
+    `states` [b, h], the mean final hidden states over supervised positions.
     """
 
     features: Tensor
     losses: Tensor
     largest: Tensor
+    states: Tensor
 
 
 class GradientEngine:
@@ -111,13 +113,13 @@ class GradientEngine:
         hooks = LinearHooks(plan.hooked, slices, sums)
         replays = Replays(plan.sites, slices, sums)
         with frozen(self._trainable, self._parts.embedding), hooks.attached(), replays.attached():
-            losses = sample_losses(self._parts, batch)
-            sums.backward(losses.sum())
+            read = read_samples(self._parts, batch)
+            sums.backward(read.losses.sum())
         replays.reject_differing(self._tolerance)
         missed = sums.missed()
         if missed:
             return missed
-        found = BatchGradients(sink.features, losses.detach(), sink.largest)
+        found = BatchGradients(sink.features, read.losses.detach(), sink.largest, read.states)
         if (hooks.flattened or replays.flattened) and not self._is_in_order(samples, found):
             return dict.fromkeys(plan.ways, "its layer sees the tokens of all samples in an order of its own")
         return found
@@ -146,13 +148,13 @@ class GradientEngine:
     def _single(self, parts: LossModel, sample: TokenRow) -> BatchGradients:
         sink = self._recipe.sink(1)
         with own_gradients(self._trainable, parts.embedding):
-            losses = sample_losses(parts, pad_batch([sample], parts.device))
-            losses.sum().backward()  # autograd.grad would refuse re-entrant checkpoints
+            read = read_samples(parts, pad_batch([sample], parts.device))
+            read.losses.sum().backward()  # autograd.grad would refuse re-entrant checkpoints
             for name, parameter in self._trainable.items():
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 # a copy: the sink works in place, and a gradient may be a view of another
                 sink.add(name, gradient.to(self._recipe.dtype, copy=True).reshape(1, -1))
-        return BatchGradients(sink.features, losses.detach(), sink.largest)
+        return BatchGradients(sink.features, read.losses.detach(), sink.largest, read.states)
 
 
 def _joined(parts: Sequence[BatchGradients]) -> BatchGradients:
@@ -160,6 +162,7 @@ def _joined(parts: Sequence[BatchGradients]) -> BatchGradients:
         features=torch.cat([part.features for part in parts]),
         losses=torch.cat([part.losses for part in parts]),
         largest=torch.cat([part.largest for part in parts]),
+        states=torch.cat([part.states for part in parts]),
     )
 
 

@@ -1,13 +1,14 @@
-"""Forward-only features of samples: what a model's last layer tells without a backward pass.
+"""Forward-only features of samples: what a model tells of them without a backward pass.
 
-A feature holds three parts, each of unit length, all with one weight: the sketch of the mean outer product of
-final hidden state and error, the mean error, and the mean final hidden state, all over supervised positions.
+There are two kinds. `states` are mean final hidden states over supervised positions, scaled to unit length,
+which the pass of a gradient gives besides. `forward` features are those of the output head: the sketch of the
+mean outer product of final hidden state and error, then the mean error, each of unit length and one weight.
 What a feature is made of stands here alone: `PARTS` and `part_of`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,15 +19,18 @@ from torch.nn import functional
 from clusterucb_core.features.batches import plan_batches
 from clusterucb_core.features.engine import BatchGradients
 from clusterucb_core.features.gradients import UnusableSamples
+from clusterucb_core.features.hooks import evaluating
 from clusterucb_core.features.last_layer import LastLayer
-from clusterucb_core.features.outcomes import FeatureBatch, batch_outcomes, feature_batch
-from clusterucb_core.features.token_rows import TokenRow, unusable_reason
+from clusterucb_core.features.losses import hidden_width, loss_model, read_samples
+from clusterucb_core.features.outcomes import Compute, FeatureBatch, batch_outcomes, feature_batch
+from clusterucb_core.features.token_rows import TokenLimits, TokenRow, pad_batch, unusable_reason
 from clusterucb_core.records import FloatArray, IntArray
 
 OUTER_WIDTH = 4096
-PartName = Literal["outer", "error", "supervised"]
+PartName = Literal["outer", "error", "state"]
+ForwardKind = Literal["forward", "states"]
 # in the order in which they lie in a feature: `outer` is as wide as its sketch, the others as the model
-PARTS: tuple[PartName, ...] = get_args(PartName)
+PARTS: Mapping[ForwardKind, tuple[PartName, ...]] = {"forward": ("outer", "error"), "states": ("state",)}
 
 
 def forward_parts(
@@ -47,7 +51,7 @@ def forward_parts(
         max_batch_tokens: padded tokens of one batch.
 
     Returns:
-        `outer` [n, width], `error` and `supervised` [n, h], `losses` [n], all float32.
+        `outer` [n, width], `error` and `state` [n, h], `losses` [n], all float32.
 
     Raises:
         UnusableSamples: samples without a supervised token, or longer than the model reads.
@@ -61,7 +65,7 @@ def forward_parts(
     batches = plan_batches(lengths, max_batch_tokens=max_batch_tokens)
     found = [layer.parts([samples[index] for index in batch]) for batch in batches]
     order = np.argsort(np.concatenate(batches))
-    names = (*PARTS, "losses")
+    names = (*(name for parts in PARTS.values() for name in parts), "losses")
     return {
         name: torch.cat([getattr(part, name) for part in found]).float().cpu().numpy()[order]
         for name in names
@@ -70,13 +74,15 @@ def forward_parts(
 
 @dataclass(frozen=True)
 class ForwardFeatures:
-    """Computes forward-only features of planned batches, with unusable samples set apart."""
+    """Computes forward-only features of planned batches, with unusable samples set apart.
 
-    layer: LastLayer
+    `width` entries make a feature, `hidden` the final hidden state that comes with it.
+    """
 
-    def entries(self) -> int:
-        """Return how many entries a feature has."""
-        return self.layer.width + (len(PARTS) - 1) * self.layer.hidden
+    width: int
+    hidden: int
+    limits: TokenLimits
+    compute: Compute
 
     def iterate(self, samples: Sequence[TokenRow], batches: Sequence[IntArray]) -> Iterator[FeatureBatch]:
         """Yield unit rows of planned batches, one `FeatureBatch` each, as `iter_gradient_features` does.
@@ -86,29 +92,62 @@ class ForwardFeatures:
         """
         for batch in batches:
             chosen = [samples[index] for index in batch]
-            outcomes = batch_outcomes(self._features, chosen, limits=self.layer.limits, unit_rows=True)
-            yield feature_batch(batch, outcomes, width=self.entries())
+            outcomes = batch_outcomes(self.compute, chosen, limits=self.limits, unit_rows=True)
+            yield feature_batch(batch, outcomes, width=self.width)
 
-    def _features(self, samples: Sequence[TokenRow]) -> BatchGradients:
-        parts = self.layer.parts(samples)
+
+def head_features(model: nn.Module, *, width: int = OUTER_WIDTH, seed: int = 0) -> ForwardFeatures:
+    """Return what computes the features of a model's output head.
+
+    Args:
+        model: a causal language model, with an adapter or without.
+        width: entries of the sketch of outer products.
+        seed: of that sketch.
+
+    Raises:
+        InvalidModel: no output head.
+    """
+    layer = LastLayer(model, width=width, seed=seed)
+
+    def compute(samples: Sequence[TokenRow]) -> BatchGradients:
+        parts = layer.parts(samples)
         # a part of zeros stays one, so that a sample without any error can be told from a broken one
-        rows = [functional.normalize(getattr(parts, name), dim=1, eps=1e-30) for name in PARTS]
+        rows = [functional.normalize(getattr(parts, name), dim=1, eps=1e-30) for name in PARTS["forward"]]
         largest = torch.linalg.vector_norm(parts.error, float("inf"), dim=1)
-        return BatchGradients(torch.cat(rows, dim=1), parts.losses, largest)
+        return BatchGradients(torch.cat(rows, dim=1), parts.losses, largest, parts.state)
+
+    return ForwardFeatures(width + layer.hidden, layer.hidden, layer.limits, compute)
+
+
+def state_features(model: nn.Module) -> ForwardFeatures:
+    """Return what computes mean final hidden states of a model, with an adapter or without.
+
+    Raises:
+        InvalidModel: no output head.
+    """
+    parts, hidden = loss_model(model), hidden_width(model)
+
+    def compute(samples: Sequence[TokenRow]) -> BatchGradients:
+        with evaluating(model), torch.inference_mode(mode=False), torch.no_grad():
+            read = read_samples(parts, pad_batch(samples, parts.device))
+        largest = torch.linalg.vector_norm(read.states, float("inf"), dim=1)
+        return BatchGradients(read.states, read.losses, largest, read.states)
+
+    return ForwardFeatures(hidden, hidden, parts.limits, compute)
 
 
 def part_of(features: FloatArray, name: PartName, *, width: int) -> FloatArray:
     """Return one part of forward-only features [n, d] as rows of unit length.
 
     Args:
-        features: features whose sketch has `width` entries.
+        features: features of the kind that has the part.
         name: one of `PARTS`.
-        width: entries of the sketch.
+        width: entries of the sketch of outer products.
 
     Returns:
         float32 [n, width] for `outer`, else [n, h].
     """
-    sizes = [width, *[(features.shape[1] - width) // (len(PARTS) - 1)] * (len(PARTS) - 1)]
-    start = sum(sizes[: PARTS.index(name)])
-    part = features[:, start : start + sizes[PARTS.index(name)]]
+    if name == "state":
+        return features
+    part = features[:, :width] if name == "outer" else features[:, width:]
     return part / np.linalg.norm(part, axis=1, keepdims=True)

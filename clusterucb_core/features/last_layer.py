@@ -9,16 +9,17 @@ in front of the head.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clusterucb_core.errors import InvalidModel
 from clusterucb_core.features.hooks import evaluating
 from clusterucb_core.features.losses import (
     LossModel,
+    at_positions,
     head_logits,
+    hidden_width,
     loss_model,
     model_inputs,
     sample_means,
@@ -36,12 +37,12 @@ HELD_ENTRIES = 2**22  # so many entries of outer products are held at once
 class ForwardParts:
     """What the forward pass of b samples gave; means are over supervised positions.
 
-    `supervised` [b, h], the mean final hidden state; `error` [b, h], the mean error; `outer` [b, width], the
+    `state` [b, h], the mean final hidden state; `error` [b, h], the mean error; `outer` [b, width], the
     sketch of the mean outer product of state and error, with zeros at its end where that has fewer entries;
     `losses` [b].
     """
 
-    supervised: Tensor
+    state: Tensor
     error: Tensor
     outer: Tensor
     losses: Tensor
@@ -67,7 +68,7 @@ class LastLayer:
         self._model = model
         self._parts: LossModel = loss_model(model)
         self.width = width
-        self.hidden = _head_inputs(model)
+        self.hidden = hidden_width(model)
         wide = any(parameter.dtype == torch.float64 for parameter in model.parameters())
         self._dtype = torch.float64 if wide else torch.float32
         self._projector = Projector(RollSketch(dim=width, seed=seed), self._parts.device, self._dtype)
@@ -85,7 +86,7 @@ class LastLayer:
             found = _from_body(self._parts, batch) if apart else _from_whole(self._parts, batch)
             states, errors = found.states.to(self._dtype), found.errors.to(self._dtype)
             return ForwardParts(
-                supervised=sample_means(states, batch),
+                state=sample_means(states, batch),
                 error=sample_means(errors, batch),
                 outer=self._outer(states, errors, batch),
                 losses=sample_means(found.losses, batch),
@@ -114,7 +115,7 @@ def _from_body(parts: LossModel, batch: PaddedBatch) -> _Positions:
     """Run the body, then the head at the supervised positions alone."""
     assert parts.body is not None, "this model's body and head lie apart"
     every = parts.body(**model_inputs(parts, batch)).last_hidden_state
-    states = every.reshape(-1, every.shape[-1]).index_select(0, batch.positions)
+    states = at_positions(every, batch)
     errors: list[Tensor] = []
     losses: list[Tensor] = []
     for chunk, targets in zip(states.split(HEAD_POSITIONS), batch.targets.split(HEAD_POSITIONS), strict=True):
@@ -128,7 +129,6 @@ def _from_body(parts: LossModel, batch: PaddedBatch) -> _Positions:
 
 def _from_whole(parts: LossModel, batch: PaddedBatch) -> _Positions:
     """Run a model whose head cannot be called by itself, and start the graph at the head's input."""
-    head = _output_head(parts.whole)
     cut: list[Tensor] = []
 
     def start_graph(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -136,30 +136,12 @@ def _from_whole(parts: LossModel, batch: PaddedBatch) -> _Positions:
         cut.append(inputs[0].detach().requires_grad_(True))
         return (cut[-1], *inputs[1:])
 
-    handle = head.register_forward_pre_hook(start_graph)
+    handle = parts.output.register_forward_pre_hook(start_graph)
     try:
         logits = parts.whole(**model_inputs(parts, batch)).logits
-        chosen = logits.reshape(-1, logits.shape[-1]).index_select(0, batch.positions)
-        losses = token_losses(chosen, batch.targets)
+        losses = token_losses(at_positions(logits, batch), batch.targets)
         (gradient,) = torch.autograd.grad(losses.sum(), cut[-1])
     finally:
         handle.remove()
         torch.set_grad_enabled(False)
-    every, errors = cut[-1].detach(), gradient.reshape(-1, gradient.shape[-1])
-    states = every.reshape(-1, every.shape[-1]).index_select(0, batch.positions)
-    return _Positions(states, errors.index_select(0, batch.positions), losses.detach())
-
-
-def _output_head(model: nn.Module) -> nn.Module:
-    unwrap = getattr(model, "get_base_model", None)
-    causal: Any = unwrap() if callable(unwrap) else model
-    head = causal.get_output_embeddings()
-    if not isinstance(head, nn.Module):
-        raise InvalidModel(f"{type(causal).__name__} has no output head; use a causal language model")
-    return head
-
-
-def _head_inputs(model: nn.Module) -> int:
-    """Return how wide the final hidden states are that an output head reads."""
-    head = _output_head(model)
-    return int(getattr(head, "in_features", 0)) or int(cast("Tensor", head.weight).shape[1])
+    return _Positions(at_positions(cut[-1].detach(), batch), at_positions(gradient, batch), losses.detach())

@@ -1,4 +1,7 @@
-"""The loss of each sample of a batch, one by one: the mean over its supervised tokens."""
+"""What one forward pass tells of each sample of a batch: its loss, and its mean final hidden state.
+
+Both are means over the supervised positions, those whose next token counts.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -49,11 +52,12 @@ _CAUSAL = frozenset(
 class LossModel:
     """How one model is run for its losses: `body` and `head` apart where that is exact, else `whole`.
 
-    `soft_cap` bounds the logits of the head, as Gemma does.
+    `output` reads the final hidden states either way. `soft_cap` bounds the logits, as Gemma does.
     """
 
     whole: nn.Module
     embedding: nn.Module
+    output: nn.Module
     body: nn.Module | None
     head: nn.Linear | None
     soft_cap: float | None
@@ -66,6 +70,14 @@ class LossModel:
         return replace(self, body=None, head=None, pass_mask=True)
 
 
+@dataclass(frozen=True)
+class SampleReads:
+    """Losses [b] with their graph, and mean final hidden states [b, h] without one."""
+
+    losses: Tensor
+    states: Tensor
+
+
 def loss_model(model: nn.Module) -> LossModel:
     """Find out how to run a causal language model for per-sample losses.
 
@@ -76,7 +88,7 @@ def loss_model(model: nn.Module) -> LossModel:
         The parts to call.
 
     Raises:
-        InvalidModel: the model has no input embedding, or a learned prompt in front of it.
+        InvalidModel: no input embedding, no output head, or a learned prompt in front.
     """
     adapter = getattr(model, "active_peft_config", None)
     if adapter is not None and adapter.is_prompt_learning:
@@ -86,12 +98,16 @@ def loss_model(model: nn.Module) -> LossModel:
     embedding = cast("Any", causal).get_input_embeddings()
     if not isinstance(embedding, nn.Module):
         raise InvalidModel(f"{type(causal).__name__} has no input embedding; use a causal language model")
+    output = cast("Any", causal).get_output_embeddings()
+    if not isinstance(output, nn.Module):
+        raise InvalidModel(f"{type(causal).__name__} has no output head; use a causal language model")
     weight = cast("Tensor", getattr(embedding, "weight"))  # noqa: B009 (typed as Tensor | Module)
     body, head = _body_and_head(causal)
     bidirectional = bool(getattr(config, "use_bidirectional_attention", False))
     return LossModel(
         whole=model,
         embedding=embedding,
+        output=output,
         body=body,
         head=head,
         soft_cap=config.final_logit_softcapping if type(causal).__name__ in _SOFT_CAPPED else None,
@@ -101,17 +117,39 @@ def loss_model(model: nn.Module) -> LossModel:
     )
 
 
-def sample_losses(parts: LossModel, batch: PaddedBatch) -> Tensor:
-    """Return the mean cross-entropy of each sample over its supervised tokens.
+def hidden_width(model: nn.Module) -> int:
+    """Return how wide the final hidden states are that a model's output head reads.
+
+    Raises:
+        InvalidModel: as in `loss_model`.
+    """
+    output = loss_model(model).output
+    return int(getattr(output, "in_features", 0)) or int(cast("Tensor", output.weight).shape[1])
+
+
+def read_samples(parts: LossModel, batch: PaddedBatch) -> SampleReads:
+    """Return the mean cross-entropy of each sample over its supervised tokens, and its mean final state.
 
     Args:
         parts: from `loss_model`.
         batch: padded samples, each with at least one supervised token.
 
     Returns:
-        Losses [b], float64 for a float64 model, else float32, with their graph.
+        Losses and states, float64 for a float64 model, else float32.
     """
-    return sample_means(token_losses(_supervised_logits(parts, batch), batch.targets), batch)
+    if parts.body is None or parts.head is None:
+        logits, states = _run_whole(parts, batch)
+    else:
+        hidden = parts.body(**model_inputs(parts, batch)).last_hidden_state
+        states = at_positions(hidden, batch)
+        logits = head_logits(parts, states)
+    losses = sample_means(token_losses(logits, batch.targets), batch)
+    return SampleReads(losses, sample_means(states.detach().to(losses.dtype), batch))
+
+
+def at_positions(values: Tensor, batch: PaddedBatch) -> Tensor:
+    """Return the rows [m, ...] at the supervised positions of values [b, t, ...]."""
+    return values.reshape(-1, values.shape[-1]).index_select(0, batch.positions)
 
 
 def sample_means(values: Tensor, batch: PaddedBatch) -> Tensor:
@@ -122,12 +160,15 @@ def sample_means(values: Tensor, batch: PaddedBatch) -> Tensor:
     return values.new_zeros(len(batch.counts), *values.shape[1:]).index_add(0, batch.rows, weighted)
 
 
-def _supervised_logits(parts: LossModel, batch: PaddedBatch) -> Tensor:
-    if parts.body is None or parts.head is None:
+def _run_whole(parts: LossModel, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
+    """Return logits and final hidden states at the supervised positions of a model run as it is."""
+    read: list[Tensor] = []
+    handle = parts.output.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0].detach()))
+    try:
         logits = parts.whole(**model_inputs(parts, batch)).logits
-        return logits.reshape(-1, logits.shape[-1]).index_select(0, batch.positions)
-    hidden = parts.body(**model_inputs(parts, batch)).last_hidden_state
-    return head_logits(parts, hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.positions))
+    finally:
+        handle.remove()
+    return at_positions(logits, batch), at_positions(read[-1], batch)
 
 
 def model_inputs(parts: LossModel, batch: PaddedBatch) -> Mapping[str, Any]:

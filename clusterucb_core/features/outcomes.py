@@ -19,9 +19,10 @@ Compute = Callable[[Sequence[TokenRow]], BatchGradients]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One sample's feature, float32 [width], or the reason and detail of its exclusion."""
+    """One sample's feature, float32 [width], with its mean state [h], or why it is excluded."""
 
-    feature: NDArray[np.float32] | None
+    feature: NDArray[np.float32] | None = None
+    state: NDArray[np.float32] | None = None
     reason: Reason | None = None
     detail: str = ""
 
@@ -30,13 +31,15 @@ class Outcome:
 class FeatureBatch:
     """Features of one planned batch.
 
-    `indices` [b] into the samples; `features` float32 [b, d], unit rows if projected, else [b, p];
+    `indices` [b] into the samples; `features` float32 [b, d], unit rows if projected, else [b, p]; `states`
+    float32 [b, h], mean final hidden states ([0, 0] where no sample is usable);
     `excluded` holds (index, reason, detail) of the batch's unusable samples; `ways`, from `ways_summary`,
     says how gradients are computed by the end of the batch.
     """
 
     indices: IntArray
     features: NDArray[np.float32]
+    states: NDArray[np.float32]
     excluded: tuple[tuple[int, str, str], ...]
     ways: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict[str, Mapping[str, int | str]])
 
@@ -45,15 +48,21 @@ def feature_batch(indices: IntArray, outcomes: Sequence[Outcome], *, width: int)
     """Set the samples of a batch that have a feature apart from those that have none."""
     kept: list[int] = []
     rows: list[NDArray[np.float32]] = []
+    states: list[NDArray[np.float32]] = []
     excluded: list[tuple[int, str, str]] = []
     for index, outcome in zip(indices.tolist(), outcomes, strict=True):
-        if outcome.feature is not None:
+        if outcome.feature is not None and outcome.state is not None:
             kept.append(index)
             rows.append(outcome.feature)
+            states.append(outcome.state)
         else:
             excluded.append((index, outcome.reason or "", outcome.detail))
-    features = np.stack(rows) if rows else np.zeros((0, width), dtype=np.float32)
-    return FeatureBatch(np.array(kept, dtype=np.int64), features, tuple(excluded))
+    return FeatureBatch(
+        indices=np.array(kept, dtype=np.int64),
+        features=np.stack(rows) if rows else np.zeros((0, width), dtype=np.float32),
+        states=np.stack(states) if states else np.zeros((0, 0), dtype=np.float32),
+        excluded=tuple(excluded),
+    )
 
 
 def batch_outcomes(
@@ -80,7 +89,7 @@ def batch_outcomes(
         if bad is None:
             usable.append(index)
         else:
-            outcomes[index] = Outcome(None, *bad)
+            outcomes[index] = Outcome(reason=bad[0], detail=bad[1])
     computed = _computed(compute, [samples[i] for i in usable], unit_rows=unit_rows)
     for index, outcome in zip(usable, computed, strict=True):
         outcomes[index] = outcome
@@ -115,7 +124,7 @@ def _in_halves(compute: Compute, samples: Sequence[TokenRow], *, unit_rows: bool
         torch.cuda.empty_cache()
     longest = max(len(sample.input_ids) for sample in samples)
     if len(samples) == 1:
-        return [Outcome(None, "out_of_memory", f"{longest} tokens do not fit into memory alone")]
+        return [Outcome(reason="out_of_memory", detail=f"{longest} tokens do not fit into memory alone")]
     logger.warning("out of memory at %d samples of up to %d tokens: halving the batch", len(samples), longest)
     middle = len(samples) // 2
     return [
@@ -129,22 +138,29 @@ def _judged(gradients: BatchGradients, *, unit_rows: bool) -> list[Outcome]:
     rows = gradients.features
     if unit_rows:
         rows = rows / norms[:, None]
-    features = rows.to(torch.float32).cpu().numpy()
+    features, states = (part.to(torch.float32).cpu().numpy() for part in (rows, gradients.states))
     facts = torch.stack([t.to(torch.float64) for t in (gradients.losses, gradients.largest, norms)]).cpu()
     return [
-        _judge(features[row], loss, largest, norm)
+        _judge(features[row], states[row], (loss, largest, norm))
         for row, (loss, largest, norm) in enumerate(facts.T.tolist())
     ]
 
 
-def _judge(feature: NDArray[np.float32], loss: float, largest: float, norm: float) -> Outcome:
+def _judge(
+    feature: NDArray[np.float32], state: NDArray[np.float32], facts: tuple[float, float, float]
+) -> Outcome:
+    loss, largest, norm = facts
     if not np.isfinite(loss):
-        return Outcome(None, "non_finite_loss", f"the loss is {loss}")
+        return Outcome(reason="non_finite_loss", detail=f"the loss is {loss}")
     if not (np.isfinite(largest) and np.isfinite(norm)):
-        return Outcome(None, "non_finite_gradient", f"largest entry {largest}, norm of the feature {norm}")
+        return Outcome(
+            reason="non_finite_gradient", detail=f"largest entry {largest}, norm of the feature {norm}"
+        )
     if largest == 0 or norm == 0:
-        return Outcome(None, "zero_gradient", f"the loss is {loss:.4g}, every entry of the gradient is 0")
-    return Outcome(feature)
+        return Outcome(
+            reason="zero_gradient", detail=f"the loss is {loss:.4g}, every entry of the gradient is 0"
+        )
+    return Outcome(feature, state)
 
 
 def _is_non_finite(outcome: Outcome) -> bool:

@@ -1,7 +1,8 @@
 """Shards of gradient features: planned once for a request, written whole, never twice.
 
 Files written: `<artifact root>/features/<feature space>/<shard>/features.npy` and its manifest. Row i of the
-file belongs to sample i of the shard; the rows of excluded samples stay zero and are never read.
+file belongs to sample i of the shard; the rows of excluded samples stay zero and are never read. The forward
+pass of a gradient gives hidden states as well: asked for, they make a shard of a space of their own.
 """
 
 import logging
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from clusterucb_core.artifacts import find_artifact, fingerprint, new_artifact
 from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.features.batches import plan_batches
 from clusterucb_core.features.gradients import AdamMoments, FeatureBatch, iter_gradient_features
+from clusterucb_core.features.losses import hidden_width
 from clusterucb_core.features.projections import Projection
 from clusterucb_core.features.sinks import trainable_parameters
 from clusterucb_core.records import ArtifactRef, IntArray, TokenizedSample
@@ -40,10 +43,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class RowSource:
-    """What computes a shard: `rows` yields those of planned batches of `samples`, each `width()` long."""
+    """What computes a shard: `rows` yields those of planned batches of `samples`.
+
+    Each is `width()` long, and comes with a mean final hidden state of `hidden()` entries.
+    """
 
     samples: Sequence[TokenizedSample]
     width: Callable[[], int]
+    hidden: Callable[[], int]
     rows: Callable[[Sequence[TokenizedSample], Sequence[IntArray]], Iterable[FeatureBatch]]
 
 
@@ -136,6 +143,7 @@ def write_shard(
     *,
     moments: AdamMoments | None,
     projection: Projection | None,
+    states_space: str | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> ArtifactRef:
     """Compute and store the features of one shard; return at once where they are there already.
@@ -148,6 +156,7 @@ def write_shard(
         samples: the tokenised samples, in the order of `shard.sample_ids`.
         moments: Adam moments [p], or None for plain gradients.
         projection: None stores all p entries; rows have unit length either way.
+        states_space: fingerprint of the space that keeps the mean final hidden states; None drops them.
         provenance: kept in the manifest, for instance the run that paid for the shard.
 
     Returns:
@@ -161,9 +170,12 @@ def write_shard(
     source = RowSource(
         samples=samples,
         width=partial(_gradient_width, model, projection),
+        hidden=partial(hidden_width, model),
         rows=partial(iter_gradient_features, model, moments=moments, projection=projection),
     )
-    return write_rows(artifact_root, feature_space, shard, source=source, provenance=provenance)
+    return write_rows(
+        artifact_root, feature_space, shard, source=source, states_space=states_space, provenance=provenance
+    )
 
 
 def write_rows(
@@ -172,6 +184,7 @@ def write_rows(
     shard: Shard,
     *,
     source: RowSource,
+    states_space: str | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> ArtifactRef:
     """Compute and store the rows of one shard, scaled to unit length; return at once where they are there.
@@ -181,6 +194,7 @@ def write_rows(
         feature_space: fingerprint of everything that determines a feature.
         shard: from `plan_shards`.
         source: what computes the rows; its samples are in the order of `shard.sample_ids`.
+        states_space: as in `write_shard`.
         provenance: kept in the manifest, for instance the run that paid for the shard.
 
     Raises:
@@ -203,14 +217,42 @@ def write_rows(
     with new_artifact(artifact_root, stage, shard.fingerprint, manifest) as folder:
         shape = (len(shard.sample_ids), source.width())
         rows = np.lib.format.open_memmap(folder / FEATURES_FILE, mode="w+", dtype=np.float16, shape=shape)
-        manifest["excluded"], manifest["gradient_ways"] = _fill(
-            rows, source.rows(source.samples, batches), shard
-        )
+        states = None if states_space is None else np.zeros((shape[0], source.hidden()), dtype=np.float16)
+        stream = source.rows(source.samples, batches)
+        manifest["excluded"], manifest["gradient_ways"] = _fill(rows, states, stream, shard)
         manifest["dim"] = rows.shape[1]
         manifest["bytes"] = (folder / FEATURES_FILE).stat().st_size
+        if states_space is not None and states is not None:
+            # before the gradients bear their name: a run that is killed in between computes both again
+            _write_states(artifact_root, states_space, shard, states, gradients=manifest)
     return ArtifactRef(
         stage=stage, fingerprint=shard.fingerprint, path=str(artifact_root / stage / shard.fingerprint)
     )
+
+
+def _write_states(
+    artifact_root: Path,
+    states_space: str,
+    shard: Shard,
+    states: NDArray[np.float16],
+    *,
+    gradients: Mapping[str, Any],
+) -> None:
+    """Write the states of a shard's samples, a shard of a space of their own with the same exclusions."""
+    stage, name = shard_stage(states_space), shard_fingerprint(states_space, shard.sample_ids)
+    if find_artifact(artifact_root, stage, name) is not None:
+        return
+    manifest: dict[str, Any] = {
+        "feature_space": states_space,
+        "sample_ids": gradients["sample_ids"],
+        "provenance": gradients["provenance"],
+        "excluded": gradients["excluded"],
+        "gradient_ways": {},
+        "dim": states.shape[1],
+    }
+    with new_artifact(artifact_root, stage, name, manifest) as folder:
+        np.save(folder / FEATURES_FILE, states)
+        manifest["bytes"] = (folder / FEATURES_FILE).stat().st_size
 
 
 def _gradient_width(model: nn.Module, projection: Projection | None) -> int:
@@ -219,7 +261,10 @@ def _gradient_width(model: nn.Module, projection: Projection | None) -> int:
 
 
 def _fill(
-    rows: "np.memmap[Any, Any]", stream: Iterable[FeatureBatch], shard: Shard
+    rows: "np.memmap[Any, Any]",
+    states: NDArray[np.float16] | None,
+    stream: Iterable[FeatureBatch],
+    shard: Shard,
 ) -> tuple[list[tuple[str, str, str]], Mapping[str, Any]]:
     """Write the rows batch by batch; return (sample id, reason, detail) of what is excluded, and the ways."""
     excluded: list[tuple[str, str, str]] = []
@@ -227,12 +272,18 @@ def _fill(
     start = time.monotonic()
     for batch in stream:
         # gradients without projection come with their own length, and 16 bits have no room for it
-        rows[batch.indices] = batch.features / np.linalg.norm(batch.features, axis=1, keepdims=True)
+        rows[batch.indices] = _unit(batch.features)
+        if states is not None and len(batch.indices):
+            states[batch.indices] = _unit(batch.states)
         excluded.extend((shard.sample_ids[i], reason, detail) for i, reason, detail in batch.excluded)
         ways = batch.ways
     rows.flush()
     _log_rate(shard, len(excluded), time.monotonic() - start)
     return excluded, ways
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _log_rate(shard: Shard, excluded: int, seconds: float) -> None:

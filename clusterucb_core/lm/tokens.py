@@ -226,3 +226,9 @@ def _outcomes(
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def token_counts(ref: ArtifactRef) -> dict[str, int]:
+    """Return how many tokens each sample of a token table has."""
+    table = open_tokens(ref)
+    return dict(zip(table.sample_ids, table.lengths.tolist(), strict=True))

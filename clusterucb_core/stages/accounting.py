@@ -17,7 +17,7 @@ from clusterucb_core.cost import (
     gradient_cost,
     total_cost,
 )
-from clusterucb_core.lm.tokens import open_tokens
+from clusterucb_core.lm.tokens import token_counts
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.selection import is_bandit
 from clusterucb_core.stages.clusters import read_clustering
@@ -28,7 +28,6 @@ from clusterucb_core.stages.intake import candidate_ids, read_target
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.scores import plain_space
 from clusterucb_core.stages.separation import shuffled_samples
-from clusterucb_core.stages.sides import ContextSource
 from clusterucb_core.workspace import Workspace
 
 Need = tuple[str, FeatureSpace, frozenset[str]]
@@ -79,14 +78,14 @@ def run_costs(
 def _cost(
     spec: DrawSpec, draws: ArtifactRef, workspace: Workspace, *, run_id: str, charged: Charged
 ) -> SelectionCost:
-    needs = _needs(spec, _drawn_ids(draws), workspace)
+    needs = _needs(spec, _drawn_ids(draws))
     paid = [
         (stage, space, _paid_by(space, needed, workspace, run_id=run_id, charged=charged))
         for stage, space, needed in needs
     ]
     ledger, full = _ledger(spec, paid), _full_cost(spec)
     total = total_cost(ledger)
-    gradients = sum(len(needed) for _, space, needed in needs if space.kind != "forward")
+    gradients = sum(len(needed) for _, space, needed in needs if space.has_gradients)
     return SelectionCost(
         computed=total.gradient_evaluations,
         reused=gradients - total.gradient_evaluations,
@@ -98,11 +97,11 @@ def _cost(
     )
 
 
-def needed_cost(selections: Sequence[tuple[DrawSpec, ArtifactRef]], workspace: Workspace) -> NeededCost:
+def needed_cost(selections: Sequence[tuple[DrawSpec, ArtifactRef]]) -> NeededCost:
     """Return what the selections of one subject rest on, period by period."""
     ledger, full_flops = CostLedger(), 0.0
     for spec, draws in selections:
-        entries = _ledger(spec, _needs(spec, _drawn_ids(draws), workspace)).entries
+        entries = _ledger(spec, _needs(spec, _drawn_ids(draws))).entries
         ledger = CostLedger((*ledger.entries, *entries))
         full_flops += _full_cost(spec).flops
     total = total_cost(ledger)
@@ -136,53 +135,44 @@ def _full_cost(spec: DrawSpec) -> StageCost:
 def feature_spaces(spec: DrawSpec) -> list[FeatureSpace]:
     """Return the spaces that hold features of pool samples for a selection, each once."""
     first = [spec.first_space] if spec.first_space else []
-    context = [spec.context.space] if spec.context else []
+    context = spec.context.spaces if spec.context else ()
     return list(dict.fromkeys((*spec.spaces, *first, *context)))
 
 
-def token_counts(ref: ArtifactRef) -> dict[str, int]:
-    """Return how many tokens each sample of a token table has."""
-    table = open_tokens(ref)
-    return dict(zip(table.sample_ids, table.lengths.tolist(), strict=True))
-
-
 def _pass_cost(space: FeatureSpace, *, n_samples: int, n_tokens: int) -> StageCost:
-    if space.kind == "forward":
+    if not space.has_gradients:
         return forward_cost(n_parameters=space.model.n_parameters, n_tokens=n_tokens)
     return gradient_cost(
         n_samples=n_samples, n_checkpoints=1, n_parameters=space.model.n_parameters, n_tokens=n_tokens
     )
 
 
-def replayed_cost(
-    spec: DrawSpec, drawn: frozenset[str], workspace: Workspace, *, tokens: Mapping[str, int]
-) -> StageCost:
+def replayed_cost(spec: DrawSpec, drawn: frozenset[str], *, tokens: Mapping[str, int]) -> StageCost:
     """Return what a selection rests on, whoever computed it.
 
     Args:
         spec: the selection.
         drawn: the samples that its policy drew; no matter where it draws under no budget.
-        workspace: where artifacts lie.
         tokens: the number of tokens of every candidate.
     """
-    return total_cost(_ledger(spec, _needs(spec, drawn, workspace), tokens))
+    return total_cost(_ledger(spec, _needs(spec, drawn), tokens))
 
 
 def _drawn_ids(draws: ArtifactRef) -> frozenset[str]:
     return frozenset(read_pulls(draws)["sample_id"])
 
 
-def _needs(spec: DrawSpec, drawn: frozenset[str], workspace: Workspace) -> list[Need]:
-    """Return stage, feature space and samples of every feature that a selection rests on, each one once."""
+def _needs(spec: DrawSpec, drawn: frozenset[str]) -> list[Need]:
+    """Return stage, feature space and samples of every feature that a selection rests on, each one once.
+
+    Side information costs nothing here: it is that of the pass that the clusters come from, too.
+    """
     if spec.settings.policy == "random":
         return []
     wanted: list[Need] = []
     everything = frozenset(candidate_ids(spec.candidates))
     if spec.clustering is not None and spec.first_space is not None and spec.period == 1:
         wanted.append(("clustering", spec.first_space, frozenset(read_clustering(spec.clustering)[0])))
-    if spec.context is not None and _is_pass_of_its_own(spec, spec.context):
-        known = open_store(spec.context.space, workspace).known
-        wanted.append(("context", spec.context.space, everything & known))
     read = drawn if is_bandit(spec.settings.policy) else everything
     wanted.extend(("selection", space, read) for space in spec.spaces)
     needs: list[Need] = []
@@ -190,18 +180,6 @@ def _needs(spec: DrawSpec, drawn: frozenset[str], workspace: Workspace) -> list[
         taken = frozenset[str]().union(*(held for _, other, held in needs if other == space))
         needs.append((stage, space, samples - taken))
     return needs
-
-
-def _is_pass_of_its_own(spec: DrawSpec, context: ContextSource) -> bool:
-    """Tell whether side information took a pass over the pool that was made for this selection.
-
-    It is made before the first draws: those of period 1, or of period 2 where clusters of gradients told
-    period 1 every influence.
-    """
-    if spec.first_space is None or context.space == spec.first_space:
-        return False
-    after_whole_pass = spec.period == 2 and spec.first_space.kind != "forward"
-    return spec.period == 1 or (after_whole_pass and context.space.kind == "forward")
 
 
 def _paid_by(

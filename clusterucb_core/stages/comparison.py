@@ -21,6 +21,7 @@ from clusterucb_core.errors import BudgetError, MissingArtifact
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.influence import Judgement, judge, select_top
+from clusterucb_core.lm.tokens import token_counts
 from clusterucb_core.records import ArtifactRef, FloatArray, IntArray
 from clusterucb_core.seeds import child_rng, child_seed
 from clusterucb_core.selection import (
@@ -31,7 +32,7 @@ from clusterucb_core.selection import (
     check_selection,
     is_bandit,
 )
-from clusterucb_core.stages.accounting import replayed_cost, token_counts
+from clusterucb_core.stages.accounting import replayed_cost
 from clusterucb_core.stages.certificates import certificate_of
 from clusterucb_core.stages.drawing import DrawSpec, DrawTable, draw_from, open_table
 from clusterucb_core.stages.draws import best_drawn, chance_rows, selected_samples
@@ -123,7 +124,6 @@ class _Oracle:
     scores: FloatArray
     places: IntArray
     tokens: Mapping[str, int]
-    workspace: Workspace
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def run_comparison(spec: CompareSpec, workspace: Workspace, execution: Execution
         "audit_fraction": spec.periods[0].settings.audit_fraction,
     }
     with new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder:
-        _frame(spec, possible, workspace).write_parquet(folder / REPLAYS)
+        _frame(spec, possible).write_parquet(folder / REPLAYS)
     return written(spec, workspace)
 
 
@@ -266,7 +266,6 @@ def _open_oracle(
         scores=scores,
         places=places,
         tokens=token_counts(period.tokens),
-        workspace=workspace,
     )
 
 
@@ -296,17 +295,17 @@ def _replay(oracle: _Oracle, setting: Setting, *, number: int) -> _Replay:
         period=spec.period,
         judgement=judge(oracle.scores, chosen, aggregate=aggregate),
         draws=len(drawn_ids),
-        cost=replayed_cost(spec, drawn_ids, oracle.workspace, tokens=oracle.tokens),
+        cost=replayed_cost(spec, drawn_ids, tokens=oracle.tokens),
         certificate=certificate,
     )
 
 
-def _frame(spec: CompareSpec, replays: list[_Replay], workspace: Workspace) -> pl.DataFrame:
+def _frame(spec: CompareSpec, replays: list[_Replay]) -> pl.DataFrame:
     target = read_target(spec.periods[0].target).name
     tokens = token_counts(spec.periods[0].tokens)
     nothing: frozenset[str] = frozenset()
     shared, later = (
-        _sum(replayed_cost(period, nothing, workspace, tokens=tokens) for period in periods)
+        _sum(replayed_cost(period, nothing, tokens=tokens) for period in periods)
         for periods in (spec.shared, spec.periods)
     )
     full = _sum([shared, later])

@@ -22,7 +22,8 @@ from clusterucb_core.stages.scores import TargetGradients, read_target_features
 from clusterucb_core.stages.sides import ContextSource
 from clusterucb_core.workspace import Workspace
 
-# Columns of side information: more were measured to gain on one target what they lose on another.
+# Columns of side information: a source beside another takes half of them. (Replayed on a real pool, more of
+# them gained next to nothing.)
 CONTEXT_WIDTH = 512
 # so near the mean of all, a state of unit length has no direction from there
 SAME_STATE = 1e-4
@@ -30,10 +31,19 @@ SAME_STATE = 1e-4
 
 @dataclass(frozen=True)
 class SideInformation:
-    """What a contextual policy sees of n samples: `context` float32 [n, f], and `prior` [n, s]."""
+    """What a contextual policy sees of n samples.
+
+    `context` float32 [n, f]; `priors` hold a guess of the scores [n, s] from each source, the first of them
+    on the scale of scores and the others brought to it.
+    """
 
     context: NDArray[np.float32]
-    prior: FloatArray
+    priors: tuple[FloatArray, ...]
+
+    @property
+    def prior(self) -> FloatArray:
+        """The guess of the scores [n, s] from the main source."""
+        return self.priors[0]
 
 
 def side_information(
@@ -46,8 +56,11 @@ def side_information(
 ) -> SideInformation:
     """Return folded features of samples, and their scores under the features of the target.
 
+    The columns of a source weigh as much, together, as those of the source beside it: each block has the same
+    total variance.
+
     Args:
-        source: where side information comes from; its space holds every sample.
+        source: where side information comes from; its spaces hold every sample.
         sample_ids: the samples, n of them.
         target: the target.
         workspace: where the features lie.
@@ -57,17 +70,24 @@ def side_information(
         MissingArtifact: a sample has no feature.
         InvalidTarget: a validation row has none.
     """
-    store = open_store(source.space, workspace)
-    goal = read_target_features(target, source.targets, workspace, aggregate=aggregate)
-    context: list[NDArray[np.float32]] = []
-    prior: list[FloatArray] = []
-    # one thread: how a product is divided must not move a draw
-    with threadpool_limits(limits=1, user_api="blas"):
-        view = pool_view(store, sample_ids, source.parts, width=source.space.projection_dim)
-        for block in store.iter_blocks(sample_ids):
-            context.append(fold(view.columns(block), CONTEXT_WIDTH, seed=source.space.seed))
-            prior.append(_guess(view, block, goal, source.weights))
-    return SideInformation(np.concatenate(context), np.concatenate(prior))
+    sources = [source] if source.beside is None else [source, source.beside]
+    contexts: list[NDArray[np.float32]] = []
+    priors: list[FloatArray] = []
+    for one in sources:
+        store = open_store(one.space, workspace)
+        goal = read_target_features(target, one.targets, workspace, aggregate=aggregate)
+        columns: list[NDArray[np.float32]] = []
+        guesses: list[FloatArray] = []
+        # one thread: how a product is divided must not move a draw
+        with threadpool_limits(limits=1, user_api="blas"):
+            view = pool_view(store, sample_ids, one.parts, width=one.space.projection_dim)
+            for block in store.iter_blocks(sample_ids):
+                columns.append(fold(view.columns(block), CONTEXT_WIDTH // len(sources), seed=one.space.seed))
+                guesses.append(_guess(view, block, goal, one.weights))
+        contexts.append(balanced(np.concatenate(columns)))
+        priors.append(np.concatenate(guesses))
+    brought = [on_scale_of(other, priors[0]) for other in priors[1:]]
+    return SideInformation(np.concatenate(contexts, axis=1), (priors[0], *brought))
 
 
 def side_prior(
@@ -146,6 +166,19 @@ def _guess(view: PoolView, rows: FloatArray, goal: TargetGradients, weights: tup
         for weight, features in zip(weights, goal.by_checkpoint, strict=True)
     ]
     return np.sum(scores, axis=0)
+
+
+def balanced(columns: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Divide columns [n, f] by the root of their total variance, where they vary at all."""
+    spread = float(np.sqrt(columns.var(axis=0, dtype=np.float64).sum()))
+    return columns / np.float32(spread or 1.0)
+
+
+def on_scale_of(guesses: FloatArray, prior: FloatArray) -> FloatArray:
+    """Bring guesses [n, s] to the mean and spread that a prior has, column by column."""
+    spread = guesses.std(axis=0)
+    unit = (guesses - guesses.mean(axis=0)) / np.where(spread > 0.0, spread, 1.0)
+    return unit * prior.std(axis=0) + prior.mean(axis=0)
 
 
 def fold(features: FloatArray, width: int, *, seed: int) -> NDArray[np.float32]:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from clusterucb_core.bandit.audits import Audit, audit_pulls
+from clusterucb_core.bandit.costs import CostLimit
 from clusterucb_core.bandit.policies import LinUcb
 from clusterucb_core.bandit.pulls import RoundReport, pull_arms
 from clusterucb_core.bandit.stopping import EarlyStop
 from clusterucb_core.errors import TooManyExcluded
 from clusterucb_core.features.gradients import UnusableSamples
 from clusterucb_core.influence import takes_turns
+from clusterucb_core.lm.tokens import token_counts
 from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray, IntArray
 from clusterucb_core.seeds import child_rng
 from clusterucb_core.selection import SelectionSettings, bandit_policy, cold_start_of, share_of
@@ -45,7 +47,7 @@ class DrawSpec(StageSpec):
     """
 
     stage: str = "draws"
-    version: int = 5
+    version: int = 6
     settings: SelectionSettings
     target: ArtifactRef
     tokens: ArtifactRef
@@ -66,7 +68,8 @@ class DrawTable:
     """What a bandit draws from: the clustered samples with their scores, clusters [n] and side information.
 
     It belongs to one period; draws of several policies, budgets and seeds may share it. `prior` [n, s] is a
-    guess of the scores, there where columns take turns and where there is side information.
+    guess of the scores, there where columns take turns and where there is side information. `tokens` [n] are
+    what a gradient of each costs.
     """
 
     book: ScoreBook
@@ -74,6 +77,7 @@ class DrawTable:
     exclusions: tuple[Exclusion, ...]
     side: SideInformation | None
     prior: FloatArray | None
+    tokens: FloatArray
 
 
 def open_table(spec: DrawSpec, workspace: Workspace) -> DrawTable:
@@ -83,10 +87,13 @@ def open_table(spec: DrawSpec, workspace: Workspace) -> DrawTable:
     usable, exclusions = _usable_arms(spec, spec.first_space, workspace)
     kept = [row for row, sample in enumerate(clustered) if sample in usable]
     book = score_book(spec, [clustered[row] for row in kept], workspace)
+    counts = token_counts(spec.tokens)
+    tokens = np.array([counts[sample] for sample in book.sample_ids], dtype=np.float64)
     if spec.settings.policy == "linucb":
         side = _side_information(spec, book, workspace)
-        return DrawTable(book, labels[kept], exclusions, side, side.prior)
-    return DrawTable(book, labels[kept], exclusions, None, _turns_prior(spec, book, workspace))
+        return DrawTable(book, labels[kept], exclusions, side, side.prior, tokens)
+    prior = _turns_prior(spec, book, workspace)
+    return DrawTable(book, labels[kept], exclusions, None, prior, tokens)
 
 
 def draw_from(
@@ -189,8 +196,11 @@ def _pull(
     side = table.side if isinstance(policy, LinUcb) else None
     view = RewardView(settings.aggregate, table.prior)
     context = None if side is None else side.context
-    prior = None if side is None else guesses_of(side.prior, settings.aggregate)
-    audit_samples = share_of(settings.audit_fraction, n)
+    prior = None
+    if side is not None:
+        prior = np.concatenate([guesses_of(guess, settings.aggregate) for guess in side.priors], axis=1)
+    audit_samples, k = share_of(settings.audit_fraction, n), share_of(settings.top_fraction, n)
+    costs = CostLimit(table.tokens, settings.cost_limit, k, draws=_budget(spec, arms))
     log = pull_arms(
         arms,
         reward,
@@ -202,7 +212,8 @@ def _pull(
         prior=prior,
         rng=child_rng(spec.seed, "policy", str(spec.period)),
         on_round=on_round,
-        stop=EarlyStop(share_of(settings.top_fraction, n), settings.early_stop),
+        stop=EarlyStop(k, settings.early_stop),
+        costs=costs,
     )
     if audit_samples == 0:
         return Audit(log, n_uniform=0, n_left=0)
@@ -216,6 +227,7 @@ def _pull(
         context=context,
         prior=prior,
         rng=child_rng(spec.seed, "audit", str(spec.period)),
+        costs=costs,
     )
 
 
@@ -254,7 +266,7 @@ def _usable_arms(
         return set(usable), exclusions
     lost = token_exclusions(spec.context, ids, max_excluded_fraction=spec.max_excluded_fraction)
     out = {exclusion.sample_id for exclusion in lost}
-    spaces = tuple(dict.fromkeys((clustered, spec.context.space)))
+    spaces = tuple(dict.fromkeys((clustered, *spec.context.spaces)))
     usable, exclusions = usable_ids(spec, [sample for sample in ids if sample not in out], workspace, spaces)
     return set(usable), (*lost, *exclusions)
 

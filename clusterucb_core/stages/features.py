@@ -66,9 +66,13 @@ class GradientSource:
 
 
 class ShardJob(Frozen):
-    """One shard of features to compute: its samples in whole batches."""
+    """One shard of features to compute: its samples in whole batches.
+
+    Where gradients are computed, `states` is the space that keeps the hidden states of their forward pass.
+    """
 
     space: FeatureSpace
+    states: FeatureSpace | None = None
     tokens: ArtifactRef
     run_id: str
     fingerprint: str
@@ -103,6 +107,7 @@ def plan_jobs(
     workspace: Workspace,
     execution: ExecutionSettings,
     run_id: str,
+    states: FeatureSpace | None = None,
 ) -> list[ShardJob]:
     """Return the shard jobs for the samples that a feature space does not hold yet.
 
@@ -117,6 +122,7 @@ def plan_jobs(
     return [
         ShardJob(
             space=space,
+            states=states,
             tokens=tokens,
             run_id=run_id,
             fingerprint=shard.fingerprint,
@@ -151,12 +157,12 @@ def run_shard(job: ShardJob, workspace: Workspace, execution: ExecutionSettings)
     shard = Shard(job.fingerprint, job.sample_ids, job.batches)
     with leased_device(execution.device) as device:
         table = open_tokens(job.tokens)
-        if job.space.kind == "forward":
+        if not job.space.has_gradients:
             return compute_forward_shard(
                 job.space, shard, table, workspace=workspace, device=device, run_id=job.run_id
             )
         source = load_source(job.space, table, device)
-        return compute_shard(source, shard, workspace, run_id=job.run_id)
+        return compute_shard(source, shard, workspace, run_id=job.run_id, states=job.states)
 
 
 def load_source(space: FeatureSpace, table: TokenTable, device: str) -> GradientSource:
@@ -178,8 +184,23 @@ def switch_source(source: GradientSource, space: FeatureSpace) -> GradientSource
     return GradientSource(space, source.model, checkpoint_moments(space, source.model), source.table)
 
 
-def compute_shard(source: GradientSource, shard: Shard, workspace: Workspace, *, run_id: str) -> ArtifactRef:
-    """Compute one shard with a loaded model; its manifest names the run that paid for it."""
+def compute_shard(
+    source: GradientSource,
+    shard: Shard,
+    workspace: Workspace,
+    *,
+    run_id: str,
+    states: FeatureSpace | None = None,
+) -> ArtifactRef:
+    """Compute one shard with a loaded model; its manifest names the run that paid for it.
+
+    Args:
+        source: the loaded model.
+        shard: the samples.
+        workspace: where features lie.
+        run_id: the run that pays.
+        states: the space that keeps the hidden states of the forward pass; None drops them.
+    """
     return write_shard(
         workspace.artifacts,
         stage_key(source.space),
@@ -188,6 +209,7 @@ def compute_shard(source: GradientSource, shard: Shard, workspace: Workspace, *,
         source.table.take(shard.sample_ids),
         moments=source.moments,
         projection=projection_of(source.space),
+        states_space=None if states is None else stage_key(states),
         provenance={"run_id": run_id},
     )
 
@@ -226,7 +248,7 @@ def usable_samples(
     store = open_store(space, workspace)
     excluded = tuple(store.excluded[sample] for sample in sample_ids if sample in store.excluded)
     if len(excluded) > max_excluded_fraction * len(sample_ids):
-        what = "feature" if space.kind == "forward" else "gradient"
+        what = "gradient" if space.has_gradients else "feature"
         reasons = [exclusion.reason for exclusion in excluded]
         counts = ", ".join(f"{reason}: {reasons.count(reason)}" for reason in sorted(set(reasons)))
         raise TooManyExcluded(

@@ -7,8 +7,7 @@ from typing import cast
 
 from torch import nn
 
-from clusterucb_core.features.forward import OUTER_WIDTH, ForwardFeatures
-from clusterucb_core.features.last_layer import LastLayer
+from clusterucb_core.features.forward import OUTER_WIDTH, head_features, state_features
 from clusterucb_core.features.store import RowSource, Shard, write_rows
 from clusterucb_core.lm.loading import load_base
 from clusterucb_core.lm.lora import load_adapter
@@ -17,14 +16,10 @@ from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.models import CheckpointRef, FeatureSpace, ModelRef, checkpoint_folder
 from clusterucb_core.workspace import Workspace, stage_key
 
-# raised whenever the code behind forward-only features changes them
-VERSION = 1
 
-
-def forward_space(model: ModelRef, checkpoint: CheckpointRef | None, *, seed: int) -> FeatureSpace:
-    """Return the space of forward-only features at a checkpoint, or of the base model where there is none."""
+def head_space(model: ModelRef, checkpoint: CheckpointRef | None, *, seed: int) -> FeatureSpace:
+    """Return the space of the output head's features at a checkpoint, or of the base model without one."""
     return FeatureSpace(
-        version=VERSION,
         model=model,
         checkpoint=checkpoint,
         kind="forward",
@@ -34,17 +29,37 @@ def forward_space(model: ModelRef, checkpoint: CheckpointRef | None, *, seed: in
     )
 
 
+def states_space(model: ModelRef, checkpoint: CheckpointRef | None) -> FeatureSpace:
+    """Return the space of mean final hidden states at a checkpoint, or of the base model without one."""
+    return FeatureSpace(
+        model=model,
+        checkpoint=checkpoint,
+        kind="states",
+        projection="none",
+        projection_dim=0,
+        seed=0,
+    )
+
+
 def compute_forward_shard(
     space: FeatureSpace, shard: Shard, table: TokenTable, *, workspace: Workspace, device: str, run_id: str
 ) -> ArtifactRef:
     """Compute one shard of forward-only features; its manifest names the run that paid for it."""
-    layer = LastLayer(_load(space, device), width=space.projection_dim, seed=space.seed)
-    features = ForwardFeatures(layer)
+    model = _load(space, device)
+    if space.kind == "states":
+        features = state_features(model)
+    else:
+        features = head_features(model, width=space.projection_dim, seed=space.seed)
     return write_rows(
         workspace.artifacts,
         stage_key(space),
         shard,
-        source=RowSource(table.take(shard.sample_ids), features.entries, features.iterate),
+        source=RowSource(
+            samples=table.take(shard.sample_ids),
+            width=lambda: features.width,
+            hidden=lambda: features.hidden,
+            rows=features.iterate,
+        ),
         provenance={"run_id": run_id},
     )
 

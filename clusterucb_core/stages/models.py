@@ -36,18 +36,23 @@ class FeatureSpace(StageSpec):
     """What makes two features comparable: model, checkpoint, kind of feature, projection.
 
     `kind` is `adam` for the gradients of pool samples (seen through the optimiser), `plain` for those of
-    targets, and `forward` for what the forward pass alone tells of either. Without a checkpoint the features
-    are those of the base model.
+    targets; `states` for mean final hidden states of either and `forward` for what the output head tells of
+    them, which take no gradient. Without a checkpoint the features are those of the base model.
     """
 
     stage: str = "features"
-    version: int = 1
+    version: int = 2
     model: ModelRef
     checkpoint: CheckpointRef | None
-    kind: Literal["adam", "plain", "forward"]
+    kind: Literal["adam", "plain", "forward", "states"]
     projection: ProjectionName
     projection_dim: int
     seed: int
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether its features are gradients."""
+        return self.kind in ("adam", "plain")
 
 
 def resolve_model(settings: ModelSettings, device: str) -> ModelRef:

@@ -114,7 +114,7 @@ def read_target_features(
     ids = [row.row_id for row in target.validation]
     for space in spaces:
         excluded = open_store(space, workspace).excluded
-        what = "forward-only feature" if space.kind == "forward" else "gradient"
+        what = "gradient" if space.has_gradients else "forward-only feature"
         for row, sample in enumerate(ids):
             if sample in excluded:
                 reason = excluded[sample]

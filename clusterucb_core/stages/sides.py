@@ -9,23 +9,16 @@ from collections.abc import Iterator, Sequence
 
 from clusterucb_core.clustering import ClusterSettings
 from clusterucb_core.errors import InvalidTarget, TooManyExcluded
-from clusterucb_core.features.forward import PartName
+from clusterucb_core.features.forward import PARTS, PartName
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.influence import takes_turns
 from clusterucb_core.lm.tokens import TokenTable, open_tokens
 from clusterucb_core.records import ArtifactRef, Exclusion
 from clusterucb_core.selection import ContextName, SelectionSettings, is_bandit
-from clusterucb_core.stages.forward import forward_space
+from clusterucb_core.stages.forward import head_space, states_space
 from clusterucb_core.stages.intake import candidate_ids, read_target
 from clusterucb_core.stages.models import FeatureSpace, ModelRef
 from clusterucb_core.stages.scores import plain_space
-
-# What is read of forward-only features: final hidden states alone were measured to rank best.
-CONTEXT_PARTS: dict[ContextName, tuple[PartName, ...]] = {
-    "hidden_state": ("supervised",),
-    "output_error": ("error", "outer"),
-    "proxy": ("supervised",),
-}
 
 
 class ModelTokens(Frozen):
@@ -41,6 +34,7 @@ class ContextSource(Frozen):
 
     `space` holds the features of pool samples, computed from the tokens `pool`; `targets` those of validation
     rows, computed from `validation`, which count with `weights`. Of forward-only features `parts` are read.
+    What the forward pass of a gradient gives besides is a source `beside` it, and takes no pass of its own.
     """
 
     space: FeatureSpace
@@ -49,6 +43,12 @@ class ContextSource(Frozen):
     pool: ArtifactRef
     validation: ArtifactRef
     parts: tuple[PartName, ...] = ()
+    beside: "ContextSource | None" = None
+
+    @property
+    def spaces(self) -> tuple[FeatureSpace, ...]:
+        """The spaces that must hold a sample for it to have side information."""
+        return (self.space, *(self.beside.spaces if self.beside else ()))
 
 
 class Sides(Frozen):
@@ -91,13 +91,16 @@ def sides_of(
     own, proxy = tokens
     kind = context_kind(settings, clusters)
     context = None if kind is None else context_source(kind, first, counted=counted, own=own, proxy=proxy)
+    if context is not None and settings.policy != "linucb":
+        # it reads the guess alone
+        context = context.model_copy(update={"beside": None})
     if settings.policy == "linucb" and context is not None:
         # it draws by samples: clusters are there to be looked at, and take no pass of their own
         return Sides(clusters=context.space, context=context, tokens=context.pool, parts=context.parts)
     if clusters.features == "gradient":
         return Sides(clusters=first, context=context, tokens=own.pool)
-    states = forward_space(first.model, first.checkpoint, seed=first.seed)
-    return Sides(clusters=states, context=context, tokens=own.pool, parts=CONTEXT_PARTS["hidden_state"])
+    states = states_space(first.model, first.checkpoint)
+    return Sides(clusters=states, context=context, tokens=own.pool, parts=PARTS["states"])
 
 
 def context_kind(settings: SelectionSettings, clusters: ClusterSettings) -> ContextName | None:
@@ -127,25 +130,44 @@ def context_source(
         own: the run's model and its tokens.
         proxy: the smaller model and its tokens, where the settings name one.
     """
-    weights = tuple(weight for _, weight in counted)
     if kind == "gradient":
-        targets = tuple(plain_space(space) for space, _ in counted)
         return ContextSource(
-            space=first, targets=targets, weights=weights, pool=own.pool, validation=own.validation
+            space=first,
+            targets=tuple(plain_space(space) for space, _ in counted),
+            weights=tuple(weight for _, weight in counted),
+            pool=own.pool,
+            validation=own.validation,
+            beside=_forward_source(states_space(first.model, first.checkpoint), own),
         )
     if kind == "proxy":
         assert proxy is not None, "the settings were checked: a proxy context names its model"
-        space, place = forward_space(proxy.model, None, seed=first.seed), proxy
-    else:
-        space, place = forward_space(first.model, first.checkpoint, seed=first.seed), own
+        return _forward_source(states_space(proxy.model, None), proxy)
+    if kind == "hidden_state":
+        return _forward_source(states_space(first.model, first.checkpoint), own)
+    return _forward_source(head_space(first.model, first.checkpoint, seed=first.seed), own)
+
+
+def _forward_source(space: FeatureSpace, place: ModelTokens) -> ContextSource:
     return ContextSource(
         space=space,
         targets=(space,),
         weights=(1.0,),
         pool=place.pool,
         validation=place.validation,
-        parts=CONTEXT_PARTS[kind],
+        parts=PARTS["states" if space.kind == "states" else "forward"],
     )
+
+
+def kept_states(space: FeatureSpace, first: FeatureSpace) -> FeatureSpace | None:
+    """Return the space that keeps the hidden states of a pass over some samples; None where none are kept.
+
+    Args:
+        space: what the pass computes: of gradients, those at the first checkpoint come with states.
+        first: the space of the pool's gradients at the first checkpoint.
+    """
+    if not space.has_gradients or space.checkpoint != first.checkpoint:
+        return None
+    return states_space(space.model, space.checkpoint)
 
 
 def side_passes(sides: Sides, candidates: ArtifactRef, target: ArtifactRef) -> Iterator[FeaturePass]:
@@ -154,16 +176,14 @@ def side_passes(sides: Sides, candidates: ArtifactRef, target: ArtifactRef) -> I
     Raises:
         InvalidTarget: a validation row has no token to learn from in a proxy's tokens.
     """
-    pool = [(sides.clusters, sides.tokens)]
-    if sides.context is not None and sides.context.space != sides.clusters:
-        pool.append((sides.context.space, sides.context.pool))
-    every = candidate_ids(candidates)
-    for space, tokens in pool:
-        known = open_tokens(tokens).rows
-        yield FeaturePass(space=space, tokens=tokens, sample_ids=tuple(s for s in every if s in known))
+    every, known = candidate_ids(candidates), open_tokens(sides.tokens).rows
+    ids = tuple(sample for sample in every if sample in known)
+    for space in dict.fromkeys((sides.clusters, *(sides.context.spaces if sides.context else ()))):
+        yield FeaturePass(space=space, tokens=sides.tokens, sample_ids=ids)
     if sides.context is not None:
         rows = _validation_ids(target, open_tokens(sides.context.validation))
-        for space in sides.context.targets:
+        beside = sides.context.beside
+        for space in (*sides.context.targets, *(beside.targets if beside else ())):
             yield FeaturePass(space=space, tokens=sides.context.validation, sample_ids=rows)
 
 

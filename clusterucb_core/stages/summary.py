@@ -106,7 +106,7 @@ def summarise(
         workspace: where artifacts lie.
     """
     ids = selected_ids(trajectory.periods[-1].draws) if trajectory.periods else []
-    cost = _cost(trajectory, workspace)
+    cost = _cost(trajectory)
     judgement = _judgement(trajectory, oracle_spaces, workspace)
     losses = [result for result in read_results(evaluation, trajectory.subject) if result.metric == "loss"]
     return SubjectSummary(
@@ -164,7 +164,7 @@ def work_since(
 ) -> Work:
     """Return what was computed since a time (seconds since the epoch), by the age of what lies on disk."""
     evaluations = 0
-    for space in dict.fromkeys(space for space in spaces if space.kind != "forward"):
+    for space in dict.fromkeys(space for space in spaces if space.has_gradients):
         store = open_store(space, workspace)
         fresh = [shard for shard in store.shards.values() if _is_newer(shard.folder, started_at)]
         evaluations += sum(len(shard.places) for shard in fresh)
@@ -181,9 +181,9 @@ def _sources(pool: ArtifactRef, ids: Sequence[str]) -> dict[str, int]:
     return dict(sorted(Counter(frame.filter(pl.col("sample_id").is_in(ids))["source"]).items()))
 
 
-def _cost(trajectory: Trajectory, workspace: Workspace) -> NeededCost | None:
+def _cost(trajectory: Trajectory) -> NeededCost | None:
     selections = [(period.spec, period.draws) for period in trajectory.periods]
-    return needed_cost(selections, workspace) if selections else None
+    return needed_cost(selections) if selections else None
 
 
 def _estimates(trajectory: Trajectory) -> dict[str, float | None]:

@@ -5,7 +5,6 @@ As a script: `python plain_run.py CONFIG HOME [key.path=value ...]`.
 
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,7 +43,7 @@ from clusterucb_core.stages.publication import (
     publish_run,
 )
 from clusterucb_core.stages.scores import plain_space
-from clusterucb_core.stages.sides import ModelTokens, Sides, side_passes, sides_of
+from clusterucb_core.stages.sides import FeaturePass, ModelTokens, Sides, kept_states, side_passes, sides_of
 from clusterucb_core.stages.summary import (
     SubjectSummary,
     TargetOutcome,
@@ -206,10 +205,10 @@ def select_once(
         spaces = tuple(space_of(plan, checkpoint) for checkpoint in checkpoints)
         weights = checkpoint_weights(checkpoints)
         sides = sides_for(plan, inputs, settings, first=spaces[0], counted=zip(spaces, weights, strict=True))
-        featurize_target(plan, inputs, spaces)
+        featurize_target(plan, inputs, spaces, first=spaces[0])
         for space in () if is_bandit(settings.policy) else spaces:
-            featurize(plan, space, inputs.tokens, candidate_ids(inputs.drawable))
-        featurize_sides(plan, inputs, sides)
+            featurize(plan, whole_pool(inputs, space), first=spaces[0])
+        featurize_sides(plan, inputs, sides, first=spaces[0])
         found = cluster(plan, inputs, sides)
         spec = with_spaces(spec, spaces, weights, clustering=found, sides=sides)
     draws = run_draws(spec, plan.workspace, plan.execution)
@@ -237,10 +236,10 @@ def select_every_epoch(
         if drawn.policy != "random":
             space = space_of(plan, checkpoint)
             sides = sides_for(plan, inputs, drawn, first=first, counted=[(space, 1.0)])
-            featurize_target(plan, inputs, (space,))
+            featurize_target(plan, inputs, (space,), first=first)
             if drawn.policy == "full":
-                featurize(plan, space, inputs.tokens, candidate_ids(inputs.drawable))
-            featurize_sides(plan, inputs, sides)
+                featurize(plan, whole_pool(inputs, space), first=first)
+            featurize_sides(plan, inputs, sides, first=first)
             clustering = clustering or cluster(plan, inputs, sides)
             spec = with_spaces(spec, (space,), (1.0,), clustering=clustering, sides=sides)
         draws = run_draws(spec, plan.workspace, plan.execution)
@@ -305,9 +304,13 @@ def space_of(plan: RunPlan, checkpoint: CheckpointRef) -> FeatureSpace:
     return feature_space(plan.model, checkpoint, plan.config.features, plain=False, seed=plan.config.seed)
 
 
-def featurize_target(plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace, ...]) -> None:
+def featurize_target(
+    plan: RunPlan, inputs: Inputs, spaces: tuple[FeatureSpace, ...], *, first: FeatureSpace
+) -> None:
+    ids, tokens = tuple(validation_ids(inputs.target)), inputs.validation_tokens
     for space in spaces:
-        featurize(plan, plain_space(space), inputs.validation_tokens, validation_ids(inputs.target))
+        item = FeaturePass(space=plain_space(space), tokens=tokens, sample_ids=ids)
+        featurize(plan, item, first=first)
 
 
 def sides_for(plan: RunPlan, inputs: Inputs, settings: SelectionSettings, *, first, counted) -> Sides:
@@ -316,9 +319,14 @@ def sides_for(plan: RunPlan, inputs: Inputs, settings: SelectionSettings, *, fir
     return sides_of(settings, plan.config.clusters, first=first, counted=list(counted), tokens=tokens)
 
 
-def featurize_sides(plan: RunPlan, inputs: Inputs, sides: Sides) -> None:
+def whole_pool(inputs: Inputs, space: FeatureSpace) -> FeaturePass:
+    ids = tuple(candidate_ids(inputs.drawable))
+    return FeaturePass(space=space, tokens=inputs.tokens, sample_ids=ids)
+
+
+def featurize_sides(plan: RunPlan, inputs: Inputs, sides: Sides, *, first: FeatureSpace) -> None:
     for item in side_passes(sides, inputs.drawable, inputs.target):
-        featurize(plan, item.space, item.tokens, item.sample_ids)
+        featurize(plan, item, first=first)
 
 
 def with_spaces(spec: DrawSpec, spaces, weights, *, clustering: ArtifactRef, sides: Sides) -> DrawSpec:
@@ -326,10 +334,11 @@ def with_spaces(spec: DrawSpec, spaces, weights, *, clustering: ArtifactRef, sid
     return spec.model_copy(update={"spaces": spaces, "weights": weights} | seen)
 
 
-def featurize(plan: RunPlan, space: FeatureSpace, tokens: ArtifactRef, sample_ids: Sequence[str]) -> None:
+def featurize(plan: RunPlan, item: FeaturePass, *, first: FeatureSpace) -> None:
     """Compute the features that a space lacks, shard by shard."""
     keywords = {"workspace": plan.workspace, "execution": plan.execution, "run_id": plan.run_id}
-    for job in plan_jobs(space, tokens, sample_ids, **keywords):
+    keywords["states"] = kept_states(item.space, first)
+    for job in plan_jobs(item.space, item.tokens, item.sample_ids, **keywords):
         run_shard(job, plan.workspace, plan.execution)
 
 

@@ -123,7 +123,8 @@ class InfectiousEngine:
     def gradients(self, samples):
         value = float("nan") if self.sick in [sample.sample_id for sample in samples] else 1.0
         losses = torch.full((len(samples),), value)
-        return BatchGradients(losses[:, None].expand(-1, 2), losses, losses)
+        rows = losses[:, None].expand(-1, 2)
+        return BatchGradients(rows, losses, losses, rows)
 
 
 def test_neighbours_infected_by_a_bad_sample_are_computed_again_alone(make_samples):

@@ -34,7 +34,7 @@ def test_the_parts_of_a_batch_are_those_of_each_sample_by_autograd(make_model, m
     found = parts_of(model, samples)
     for row, sample in enumerate(samples):
         states, errors, loss = direct(model, sample)
-        torch.testing.assert_close(found.supervised[row], states.mean(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.state[row], states.mean(0), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found.error[row], errors.mean(0), rtol=1e-5, atol=1e-6)
         outer = (states.T @ errors / len(states)).flatten()
         torch.testing.assert_close(found.outer[row, : 32 * 32], outer, rtol=1e-5, atol=1e-6)
@@ -59,7 +59,7 @@ def test_no_neighbour_changes_a_sample(make_model, make_samples):
     together = parts_of(model, samples)
     for row, sample in enumerate(samples):
         alone = parts_of(model, [sample])
-        for name in ("supervised", "error", "outer", "losses"):
+        for name in ("state", "error", "outer", "losses"):
             torch.testing.assert_close(getattr(together, name)[row], getattr(alone, name)[0])
 
 

@@ -18,6 +18,8 @@ from clusterucb_core.records import FloatArray, IntArray
 # The price is sought between a billionth of the highest and that: halved so often on a scale of ratios.
 _HALVINGS = 24
 _LOWEST = 1e-9
+# Predictions without an error would leave nothing to tell samples below the k-th best apart by.
+_LEAST_STD = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +81,17 @@ def best_within(
     allowance = remaining * count / max(count, limit.draws - drawn) - at_random * mean
     if drawn + count <= limit.k:
         allowance = math.inf
-    values = np.asarray(expected[left], dtype=np.float64)
+    values, costs = np.asarray(expected[left], dtype=np.float64), limit.costs[left]
+    best = best_affordable(values, costs, count=count - at_random, allowance=math.inf)
+    if float(costs[best].sum()) <= allowance:
+        return np.asarray(left[best], dtype=np.int64)
     if len(seen.rewards):
         known = np.concatenate([values, seen.rewards])
         k = min(limit.k, len(known))
         threshold = float(-np.partition(-known, k - 1)[k - 1])
         std = float(np.sqrt(np.mean(seen.errors**2))) if len(seen.errors) else float(seen.rewards.std())
-        values = expected_improvements(values, threshold, std=std)
-    places = best_affordable(values, limit.costs[left], count=count - at_random, allowance=allowance)
+        values = expected_improvements(values, threshold, std=max(std, _LEAST_STD * float(values.std())))
+    places = best_affordable(values, costs, count=count - at_random, allowance=allowance)
     return np.asarray(left[places], dtype=np.int64)
 
 

@@ -128,7 +128,7 @@ def test_errors_of_the_head_are_side_information_of_the_same_pass(plain, config,
     run = plain.run_plain(config, tmp_path, *SMALL, *LINUCB, "selection.context=output_error")
     (cost,) = costs(run)
     assert cost.computed == 2 * BUDGET
-    assert run.chosen.periods[0].spec.context.parts == ("error", "outer")
+    assert run.chosen.periods[0].spec.context.parts == ("outer", "error")
 
 
 def test_a_proxy_gives_side_information_in_its_own_tokens_and_at_its_own_price(

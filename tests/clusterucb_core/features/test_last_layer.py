@@ -89,7 +89,7 @@ def test_what_is_not_supervised_counts_in_no_mean(make_model, make_samples):
     model, (sample,) = make_model(dtype=torch.float64), make_samples((9,))
     fewer = type(sample)(sample.sample_id, sample.input_ids, np.where(np.arange(9) < 7, -100, sample.labels))
     one, other = parts_of(model, [sample]), parts_of(model, [fewer])
-    assert not torch.allclose(one.supervised, other.supervised)
+    assert not torch.allclose(one.state, other.state)
     assert not torch.allclose(one.error, other.error)
 
 

@@ -1,7 +1,7 @@
 """The audit: rewards of samples that the policy left undrawn, from which a certificate is estimated.
 
-Under a cluster policy the audit is uniform over what is left. Under `LinUcb` its first half goes, round by
-round, where most is expected, and the other half is uniform over what is left then: what is easy to find is
+Under a cluster policy the audit is uniform over what is left. Under `LinUcb` two thirds of it go, round by
+round, where most is expected, and the last third is uniform over what is left then: what is easy to find is
 found, and chance has less to look for. (In the terms of survey sampling: a take-all stratum, then a simple
 random sample.)
 """
@@ -83,7 +83,7 @@ def audit_pulls(
             raise ValueError("LinUcb regresses rewards on side information; give context, an array [n, f]")
         outlook = open_outlook(pool.samples, context, prior)
         observe(outlook, log.samples, checked_scores(reward(log.samples.copy()), log.samples))
-        sought = audit_samples // 2
+        sought = audit_samples * 2 // 3
         for start in range(0, sought, round_samples):
             expected = expectations(outlook)
             assert expected is not None, "a log holds rewards"

@@ -163,3 +163,35 @@ def test_the_context_predicts_the_rewards_it_has_not_seen(static):
     )
     assert np.isfinite(side.context).all()
     assert np.corrcoef(side.prior.max(axis=1), pulls["reward"])[0, 1] > 0.2
+
+
+def test_gradients_come_with_the_hidden_states_of_their_own_forward_pass(plain, config, tmp_path):
+    from clusterucb_core.stages.contexts import side_information
+
+    run = plain.run_plain(config, tmp_path, *SMALL, *LINUCB, "selection.context=gradient")
+    spec, workspace = run.chosen.periods[0].spec, run.plan.workspace
+    every = candidate_ids(run.inputs.candidates)
+    assert spec.context.beside.space.kind == "states"
+    states, gradients = (
+        open_store(spec.context.beside.space, workspace),
+        open_store(spec.first_space, workspace),
+    )
+    # shard by shard beside the gradients, and no pass of their own
+    rows = {tuple(shard.places) for shard in gradients.shards.values()}
+    assert {tuple(shard.places) for shard in states.shards.values()} >= rows
+    assert states.known >= set(every)
+    (cost,) = costs(run)
+    assert cost.computed == len(every) + BUDGET
+    assert sum(stage["gradient_evaluations"] for stage in cost.by_stage.values()) == cost.computed
+    keywords = {"workspace": workspace, "aggregate": "max"}
+    both = side_information(spec.context, every, spec.target, **keywords)
+    alone = side_information(spec.context.beside, every, spec.target, **keywords)
+    width = states.dim
+    block = both.context[:, -width:]
+    np.testing.assert_allclose(block, alone.context, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(both.context[:, :-width].var(axis=0).sum(), 1.0, rtol=1e-3)
+    first, other = both.priors
+    np.testing.assert_allclose(other.mean(axis=0), first.mean(axis=0), atol=1e-9)
+    np.testing.assert_allclose(other.std(axis=0), first.std(axis=0), rtol=1e-6)
+    for column in range(first.shape[1]):
+        np.testing.assert_allclose(np.corrcoef(other[:, column], alone.prior[:, column])[0, 1], 1.0)

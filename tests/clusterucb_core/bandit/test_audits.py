@@ -67,10 +67,10 @@ def test_a_cluster_policy_is_audited_by_chance_alone(world):
 
 def test_side_information_first_takes_what_it_expects_most_of(world):
     _, audit, _ = audited(world, LinUcb())
-    assert (audit.n_uniform, audit.n_left) == (12, N - 60 - 12)
-    sought, chance = audit.log.samples[60:72], audit.log.samples[72:]
-    assert np.isfinite(audit.log.bounds[60:72]).all()
-    assert np.isnan(audit.log.bounds[72:]).all()
+    assert (audit.n_uniform, audit.n_left) == (8, N - 60 - 16)
+    sought, chance = audit.log.samples[60:76], audit.log.samples[76:]
+    assert np.isfinite(audit.log.bounds[60:76]).all()
+    assert np.isnan(audit.log.bounds[76:]).all()
     rewards = world[1].max(axis=1)
     assert rewards[sought].mean() > rewards[chance].mean() + 1.0
 

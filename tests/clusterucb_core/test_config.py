@@ -19,7 +19,7 @@ mode:      dynamic
 warmup:    {fraction: 0.05, epochs: 4, steps: 20, learning_rate: 2.0e-5, batch_size: 128}
 features:  {projection: auto, projection_dim: 8192, max_excluded_fraction: 0.01}
 clusters:  {features: gradient, k: auto, drift_limit: auto}
-selection: {policy: linucb, beta: 1.0, top_share: 0.25, explore_fraction: 0.1, context: gradient, proxy_model: null, budget_fraction: 0.2, cold_start_fraction: 0.05, audit_fraction: 0.04, top_fraction: 0.05, early_stop: 0.0, round_samples: 64, aggregate: max}
+selection: {policy: linucb, beta: 1.0, top_share: 0.25, explore_fraction: 0.1, context: gradient, proxy_model: null, budget_fraction: 0.2, cold_start_fraction: 0.05, audit_fraction: 0.04, top_fraction: 0.05, early_stop: 0.0, cost_limit: 1.05, round_samples: 64, aggregate: max}
 finetune:  {epochs: 4, learning_rate: 2.0e-5, batch_size: 128}
 evaluate:  {tasks: [], baselines: [zero_shot, random], random_seeds: 3, batch_size: auto, limit: null}
 compare:   {policies: [], budget_fractions: [0.05, 0.1, 0.2], seeds: 3, max_samples: null, finetune: false}

@@ -111,7 +111,8 @@ class SelectionSettings(PolicySettings):
         default=1.05,
         gt=0,
         title="Cost limit",
-        description="The draws of linucb have at most this many times the tokens of as many average samples.",
+        description="Tokens that the draws of linucb are held to, beside as many average samples; those that "
+        "fill the selection first may be of any length.",
     )
     round_samples: int = Field(
         default=64,

@@ -98,6 +98,15 @@ def ranked_rewards(state: ArmState) -> tuple[Float64Array, Int64Array]:
     return state.history[:n], state.history_arms[:n]
 
 
+def largest_first(values: FloatArray, count: int) -> Int64Array:
+    """Return the places of the `count` largest of values [n], largest first; ties go to the lowest place."""
+    places = np.arange(len(values))
+    if count < len(values):
+        last = -np.partition(-values, count - 1)[count - 1] if count else np.inf
+        places = np.flatnonzero(values >= last)
+    return places[np.argsort(-values[places], kind="stable")][:count]
+
+
 def _merge(
     buffer: Float64Array | Int64Array,
     places: IntArray,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clusterucb_core.bandit.arms import Float64Array, Int64Array, add_rewards, arm_stds, fresh_arms
-from clusterucb_core.bandit.costs import CostLimit, best_within
+from clusterucb_core.bandit.costs import CostLimit, Seen, best_within
 from clusterucb_core.bandit.drawable import Drawable, arms_of, checked_scores, earlier_draws, gather_arms
 from clusterucb_core.bandit.outlooks import best_open, expectations, observe, open_outlook
 from clusterucb_core.bandit.policies import LinUcb, Policy
@@ -83,7 +83,7 @@ def audit_pulls(
             raise ValueError("LinUcb regresses rewards on side information; give context, an array [n, f]")
         outlook = open_outlook(pool.samples, context, prior)
         observe(outlook, log.samples, checked_scores(reward(log.samples.copy()), log.samples))
-        sought = audit_samples * 2 // 3
+        seen, sought = seen_in(log), audit_samples * 2 // 3
         for start in range(0, sought, round_samples):
             expected = expectations(outlook)
             assert expected is not None, "a log holds rewards"
@@ -91,17 +91,25 @@ def audit_pulls(
             if costs is None:
                 samples = best_open(outlook, expected, count)
             else:
-                seen = seen_in(_extended(log, pool, rounds) if rounds else log)
                 samples = best_within(costs, np.flatnonzero(outlook.open), expected, seen, count=count)
             scores = checked_scores(reward(samples.copy()), samples)
             observe(outlook, samples, scores)
             rounds.append(_Round(samples, scores.max(axis=1), expected[samples]))
+            seen = _with_round(seen, rounds[-1])
         left = np.setdiff1d(left, np.concatenate([played.samples for played in rounds]))
     n_uniform = audit_samples - sum(len(played.samples) for played in rounds)
     samples = rng.choice(left, size=n_uniform, replace=False)
     rewards = checked_scores(reward(samples.copy()), samples).max(axis=1)
     rounds.append(_Round(samples, rewards, np.full(n_uniform, np.nan)))
     return Audit(_extended(log, pool, rounds), n_uniform, len(left))
+
+
+def _with_round(seen: Seen, played: _Round) -> Seen:
+    return Seen(
+        np.concatenate([seen.samples, played.samples]),
+        np.concatenate([seen.rewards, played.rewards]),
+        np.concatenate([seen.errors, played.rewards - played.bounds]),
+    )
 
 
 def _extended(log: PullLog, pool: Drawable, rounds: list[_Round]) -> PullLog:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr  # pyright: ignore[reportMissingTypeStubs]
 
-from clusterucb_core.bandit.arms import Float64Array, Int64Array
+from clusterucb_core.bandit.arms import Float64Array, Int64Array, largest_first
 from clusterucb_core.records import FloatArray, IntArray
 
 # The price is sought between a billionth of the highest and that: halved so often on a scale of ratios.
@@ -24,10 +24,11 @@ _LEAST_STD = 0.05
 
 @dataclass(frozen=True, slots=True)
 class CostLimit:
-    """All `draws`, an audit's included, cost at most `limit` x as much as as many average samples.
+    """All `draws`, an audit's included, are to cost `limit` x as much as as many average samples, or less.
 
     `costs` [n] are those of every sample of the pool, for instance its tokens. `k` samples will be selected:
-    so many are drawn first, whatever they cost, and the search for better ones keeps to what is left.
+    so many are drawn first, whatever they cost, and the search for better ones keeps to what is left. Where
+    they left too little, it takes the cheapest.
 
     Raises:
         ValueError: `k` is below 1, `limit` not above 0, or a cost is not positive.
@@ -56,7 +57,7 @@ class Seen:
 
 
 def best_within(
-    limit: CostLimit, left: IntArray, expected: FloatArray, seen: Seen, *, count: int, at_random: int = 0
+    limit: CostLimit, left: Int64Array, expected: FloatArray, seen: Seen, *, count: int, at_random: int = 0
 ) -> Int64Array:
     """Return the samples of a round that the limit leaves room for and that promise most, best first.
 
@@ -82,9 +83,9 @@ def best_within(
     if drawn + count <= limit.k:
         allowance = math.inf
     values, costs = np.asarray(expected[left], dtype=np.float64), limit.costs[left]
-    best = best_affordable(values, costs, count=count - at_random, allowance=math.inf)
+    best = largest_first(values, count - at_random)
     if float(costs[best].sum()) <= allowance:
-        return np.asarray(left[best], dtype=np.int64)
+        return left[best]
     if len(seen.rewards):
         known = np.concatenate([values, seen.rewards])
         k = min(limit.k, len(known))
@@ -92,7 +93,7 @@ def best_within(
         std = float(np.sqrt(np.mean(seen.errors**2))) if len(seen.errors) else float(seen.rewards.std())
         values = expected_improvements(values, threshold, std=max(std, _LEAST_STD * float(values.std())))
     places = best_affordable(values, costs, count=count - at_random, allowance=allowance)
-    return np.asarray(left[places], dtype=np.int64)
+    return left[places]
 
 
 def expected_improvements(expected: FloatArray, threshold: float, *, std: float) -> Float64Array:
@@ -124,26 +125,17 @@ def best_affordable(values: FloatArray, costs: FloatArray, *, count: int, allowa
     Returns:
         Places [count], the most valuable first; ties go to the lowest place.
     """
-    chosen = _best_net(values, costs, count, price=0.0)
+    chosen = largest_first(values, count)
     if count and float(costs[chosen].sum()) > allowance:
         # at this price no difference in value outweighs one in cost of a thousandth of the mean
         high = 1e3 * (float(np.ptp(values)) or 1.0) / float(costs.mean())
         low = _LOWEST * high
-        chosen = _best_net(values, costs, count, price=high)
+        chosen = largest_first(values - high * costs, count)
         for _ in range(_HALVINGS):
             price = math.sqrt(low * high)
-            tried = _best_net(values, costs, count, price=price)
+            tried = largest_first(values - price * costs, count)
             if float(costs[tried].sum()) > allowance:
                 low = price
             else:
                 high, chosen = price, tried
     return chosen[np.argsort(-values[chosen], kind="stable")]
-
-
-def _best_net(values: FloatArray, costs: FloatArray, count: int, *, price: float) -> Int64Array:
-    net = values - price * costs
-    candidates = np.arange(len(net))
-    if count < len(net):
-        last = -np.partition(-net, count - 1)[count - 1] if count else np.inf
-        candidates = np.flatnonzero(net >= last)
-    return candidates[np.argsort(-net[candidates], kind="stable")][:count]

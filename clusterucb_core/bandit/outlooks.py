@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from clusterucb_core.bandit.arms import Float64Array, Int64Array
+from clusterucb_core.bandit.arms import Float64Array, Int64Array, largest_first
 from clusterucb_core.bandit.regression import (
     RidgeData,
     RidgeFit,
@@ -103,11 +103,7 @@ def expectations(outlook: Outlook) -> Float64Array | None:
 def best_open(outlook: Outlook, expected: Float64Array, count: int) -> Int64Array:
     """Return the open samples of which most is expected, best first; ties go to the lowest index."""
     candidates = np.flatnonzero(outlook.open)
-    if count < len(candidates):
-        values = expected[candidates]
-        last = -np.partition(-values, count - 1)[count - 1] if count else np.inf
-        candidates = candidates[values >= last]
-    return candidates[np.argsort(-expected[candidates], kind="stable")][:count]
+    return candidates[largest_first(expected[candidates], count)]
 
 
 def _one_thread() -> threadpool_limits:

@@ -181,6 +181,12 @@ class _FlatArray:
         np.lib.format.write_array_header_1_0(self.file, header)
 
 
+def token_counts(ref: ArtifactRef) -> dict[str, int]:
+    """Return how many tokens each sample of a token table has."""
+    table = open_tokens(ref)
+    return dict(zip(table.sample_ids, table.lengths.tolist(), strict=True))
+
+
 def _write_table(
     folder: Path, samples: Iterable[Sample], chat: ChatFormat, *, max_length: int
 ) -> dict[str, int]:
@@ -226,9 +232,3 @@ def _outcomes(
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def token_counts(ref: ArtifactRef) -> dict[str, int]:
-    """Return how many tokens each sample of a token table has."""
-    table = open_tokens(ref)
-    return dict(zip(table.sample_ids, table.lengths.tolist(), strict=True))

@@ -22,8 +22,8 @@ from clusterucb_core.stages.scores import TargetGradients, read_target_features
 from clusterucb_core.stages.sides import ContextSource
 from clusterucb_core.workspace import Workspace
 
-# Columns of side information: a source beside another takes half of them. (Replayed on a real pool, more of
-# them gained next to nothing.)
+# Columns of side information: a source beside another takes half of them. More were measured to gain on one
+# target what they lose on another.
 CONTEXT_WIDTH = 512
 # so near the mean of all, a state of unit length has no direction from there
 SAME_STATE = 1e-4

@@ -172,8 +172,20 @@ def test_dynamic_mode_selects_again_before_each_epoch(plain, config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ("warmup.epochs=2",),
+        pytest.param(
+            ("mode=dynamic", "warmup.steps=3"),
+            marks=pytest.mark.xfail(
+                strict=True, reason="captures 0.685 of an untrained model's influence, ucb_beta 0.731"
+            ),
+        ),
+    ],
+)
 def test_side_information_captures_more_at_the_same_budget_than_the_rule_of_the_paper(
-    plain, config, tmp_path
+    plain, config, tmp_path, mode
 ):
     captured = {}
     for policy in ("linucb", "ucb_beta"):
@@ -182,9 +194,10 @@ def test_side_information_captures_more_at_the_same_budget_than_the_rule_of_the_
             "clusters.k=8",
             "finetune.epochs=2",
             "selection.budget_fraction=0.1",
-            "warmup.epochs=2",
         )
-        run = plain.run_plain(config, tmp_path, *changes, f"selection.policy={policy}", baselines=("full",))
+        run = plain.run_plain(
+            config, tmp_path, *changes, *mode, f"selection.policy={policy}", baselines=("full",)
+        )
         captured[policy] = run.summaries[0].captured_influence
         assert len(read_pulls(run.chosen.periods[-1].draws)) == 30
     assert captured["linucb"] > captured["ucb_beta"] + 0.1

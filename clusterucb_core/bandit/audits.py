@@ -14,7 +14,7 @@ import numpy as np
 from clusterucb_core.bandit.arms import Float64Array, Int64Array, add_rewards, arm_stds, fresh_arms
 from clusterucb_core.bandit.costs import CostLimit, Seen, best_within
 from clusterucb_core.bandit.drawable import Drawable, arms_of, checked_scores, earlier_draws, gather_arms
-from clusterucb_core.bandit.outlooks import best_open, expectations, observe, open_outlook
+from clusterucb_core.bandit.outlooks import Outlook, best_open, expectations, observe, open_outlook
 from clusterucb_core.bandit.policies import LinUcb, Policy
 from clusterucb_core.bandit.pulls import PullLog, Reward, seen_in
 from clusterucb_core.errors import BudgetError
@@ -83,25 +83,41 @@ def audit_pulls(
             raise ValueError("LinUcb regresses rewards on side information; give context, an array [n, f]")
         outlook = open_outlook(pool.samples, context, prior)
         observe(outlook, log.samples, checked_scores(reward(log.samples.copy()), log.samples))
-        seen, sought = seen_in(log), audit_samples * 2 // 3
-        for start in range(0, sought, round_samples):
-            expected = expectations(outlook)
-            assert expected is not None, "a log holds rewards"
-            count = min(round_samples, sought - start)
-            if costs is None:
-                samples = best_open(outlook, expected, count)
-            else:
-                samples = best_within(costs, np.flatnonzero(outlook.open), expected, seen, count=count)
-            scores = checked_scores(reward(samples.copy()), samples)
-            observe(outlook, samples, scores)
-            rounds.append(_Round(samples, scores.max(axis=1), expected[samples]))
-            seen = _with_round(seen, rounds[-1])
+        sought = audit_samples * 2 // 3
+        rounds = _sought(outlook, reward, log, sought=sought, round_samples=round_samples, costs=costs)
         left = np.setdiff1d(left, np.concatenate([played.samples for played in rounds]))
     n_uniform = audit_samples - sum(len(played.samples) for played in rounds)
     samples = rng.choice(left, size=n_uniform, replace=False)
     rewards = checked_scores(reward(samples.copy()), samples).max(axis=1)
     rounds.append(_Round(samples, rewards, np.full(n_uniform, np.nan)))
     return Audit(_extended(log, pool, rounds), n_uniform, len(left))
+
+
+def _sought(
+    outlook: Outlook,
+    reward: Reward,
+    log: PullLog,
+    *,
+    sought: int,
+    round_samples: int,
+    costs: CostLimit | None,
+) -> list[_Round]:
+    """Draw so many samples of which most is expected, round by round."""
+    rounds: list[_Round] = []
+    seen = seen_in(log)
+    for start in range(0, sought, round_samples):
+        expected = expectations(outlook)
+        assert expected is not None, "a log holds rewards"
+        count = min(round_samples, sought - start)
+        if costs is None:
+            samples = best_open(outlook, expected, count)
+        else:
+            samples = best_within(costs, np.flatnonzero(outlook.open), expected, seen, count=count)
+        scores = checked_scores(reward(samples.copy()), samples)
+        observe(outlook, samples, scores)
+        rounds.append(_Round(samples, scores.max(axis=1), expected[samples]))
+        seen = _with_round(seen, rounds[-1])
+    return rounds
 
 
 def _with_round(seen: Seen, played: _Round) -> Seen:

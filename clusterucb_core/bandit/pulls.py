@@ -152,13 +152,10 @@ def pull_arms(
     _check_budget(budget_samples, cold_start, pool.sizes)
     state = fresh_arms(pool.sizes, capacity=budget_samples)
     outlook = _outlook(pool, policy, context, prior) if isinstance(policy, LinUcb) else None
-    run = _Run(
-        pool, state, outlook, _blank_log(budget_samples, int(cold_start.sum())), reward, on_round, costs
-    )
+    log = _blank_log(budget_samples, int(cold_start.sum()))
+    run = _Run(pool, state, outlook, log, reward, on_round, costs)
     if cold_start.any():
-        forced = np.repeat(np.arange(len(arms)), cold_start)
-        bounds = np.full(len(forced), np.nan)
-        _play(run, _from_arms(run, forced, bounds, number=0))
+        _play(run, _cold_start(run, cold_start))
     number = 0
     while state.n_rewards < budget_samples and not (stop and _is_settled(run, stop)):
         number += 1
@@ -251,6 +248,12 @@ def _play(run: _Run, decision: _Decision) -> None:
         observe(run.outlook, samples, scores)
     if run.on_round is not None:
         run.on_round(_round_report(run, decision, rewards.copy()))
+
+
+def _cold_start(run: _Run, counts: IntArray) -> _Decision:
+    """Return the decision for the first samples of every arm, so many of each."""
+    forced = np.repeat(np.arange(len(counts)), counts)
+    return _from_arms(run, forced, np.full(len(forced), np.nan), number=0)
 
 
 def _from_arms(run: _Run, arms: IntArray, bounds: FloatArray, *, number: int) -> _Decision:

@@ -47,7 +47,9 @@ def warm(plain, tmp_path_factory):
     (inputs,) = plain.prepare(plan)
     checkpoint = checkpoint_refs(plain.warmup(plan, inputs, later_steps=40))[-1]
     space = plain.space_of(plan, checkpoint)
-    plain.featurize(plan, space, inputs.tokens, candidate_ids(inputs.candidates))
+    ids = tuple(candidate_ids(inputs.candidates))
+    whole = plain.FeaturePass(space=space, tokens=inputs.tokens, sample_ids=ids)
+    plain.featurize(plan, whole, first=space)
     return Warm(plan, inputs, space)
 
 
@@ -79,7 +81,9 @@ def separation_of(warm, plain, path):
     spec = target_spec(TargetSettings(name=path.stem, validation=str(path)), path.parent)
     target = run_target(spec, plan.workspace)
     tokens = run_tokens(TokensSpec(source=target, split="validation", model=plan.model), plan.workspace)
-    plain.featurize(plan, plain_space(space), tokens, plain.validation_ids(target))
+    ids = tuple(plain.validation_ids(target))
+    rows = plain.FeaturePass(space=plain_space(space), tokens=tokens, sample_ids=ids)
+    plain.featurize(plan, rows, first=space)
     check = SeparationCheck(target=target, space=space, seed=0, run_id="")
     ids = candidate_ids(warm.inputs.candidates)
     return check_separation(check, ids, workspace=plan.workspace, execution=plan.execution)

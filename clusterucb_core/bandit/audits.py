@@ -125,6 +125,7 @@ def _with_round(seen: Seen, played: _Round) -> Seen:
         np.concatenate([seen.samples, played.samples]),
         np.concatenate([seen.rewards, played.rewards]),
         np.concatenate([seen.errors, played.rewards - played.bounds]),
+        seen.known,
     )
 
 

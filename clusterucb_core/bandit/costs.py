@@ -49,11 +49,15 @@ class CostLimit:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The samples [m] drawn so far, their rewards [m], and how far predictions of some were off, [e]."""
+    """The samples [m] seen so far, their rewards [m], and how far predictions of some were off, [e].
+
+    The first `known` of the samples were not drawn, and cost nothing.
+    """
 
     samples: IntArray
     rewards: FloatArray
     errors: FloatArray
+    known: int = 0
 
 
 def best_within(
@@ -76,11 +80,11 @@ def best_within(
         count - at_random samples.
     """
     mean = float(np.concatenate([limit.costs[left], limit.costs[seen.samples]]).mean())
-    spent, drawn = float(limit.costs[seen.samples].sum()), len(seen.samples)
+    spent, drawn = float(limit.costs[seen.samples[seen.known :]].sum()), len(seen.samples) - seen.known
     remaining = limit.limit * mean * limit.draws - spent
     # each of the draws to come has the same share of what is left
     allowance = remaining * count / max(count, limit.draws - drawn) - at_random * mean
-    if drawn + count <= limit.k:
+    if seen.known + drawn + count <= limit.k:
         allowance = math.inf
     values, costs = np.asarray(expected[left], dtype=np.float64), limit.costs[left]
     best = largest_first(values, count - at_random)

@@ -38,7 +38,7 @@ from clusterucb_core.records import FloatArray, IntArray
 logger = logging.getLogger(__name__)
 
 Reward = Callable[[IntArray], FloatArray]
-PullKind = Literal["cold_start", "draw", "audit"]
+PullKind = Literal["known", "cold_start", "draw", "audit"]
 
 # One arm gives at most this part of a round, rounded up, so that stale bounds cannot empty the best arm.
 _ARM_PARTS_PER_ROUND = 8
@@ -46,11 +46,11 @@ _ARM_PARTS_PER_ROUND = 8
 
 @dataclass(frozen=True, slots=True)
 class PullLog:
-    """Every pull in drawing order; all arrays have length B, the budget or what was drawn at an early stop.
+    """Every pull in drawing order: what was known, then the budget, or what was drawn at an early stop.
 
     `bounds`, `means` and `stds` are the arm's as they stood before the pull's round (NaN where there was no
-    reward yet), `lefts` the samples left in the arm just before the pull, it included. `rounds` is 0 for the
-    cold start, then 1, 2, ...; `kinds` holds 'cold_start' or 'draw'.
+    reward yet), `lefts` the samples left in the arm just before the pull, it included. `rounds` is 0 for what
+    was known and for the cold start, then 1, 2, ...; `kinds` holds 'known', 'cold_start' or 'draw'.
     """
 
     samples: IntArray
@@ -101,6 +101,7 @@ class _Run:
     reward: Reward
     on_round: Callable[[RoundReport], None] | None
     costs: CostLimit | None
+    known: int
 
 
 def pull_arms(
@@ -117,6 +118,7 @@ def pull_arms(
     on_round: Callable[[RoundReport], None] | None = None,
     stop: EarlyStop | None = None,
     costs: CostLimit | None = None,
+    known: Sequence[int] | IntArray | None = None,
 ) -> PullLog:
     """Draw exactly `budget_samples` samples from the arms, unless told when to stop, and return every pull.
 
@@ -135,41 +137,41 @@ def pull_arms(
         on_round: called after every round.
         stop: ends the draws after the first round that leaves hardly anything to find, as `EarlyStop` says.
         costs: what samples cost, and how much the draws of `LinUcb` may; others ignore it.
+        known: how many samples at the front of each arm have rewards that are known already, [k]: the policy
+            sees them before it decides, and they take nothing of the budget. An arm that has as many as its
+            cold start has no other.
 
     Returns:
         The pulls in drawing order.
 
     Raises:
-        BudgetError: the budget is below the cold start, above the number of samples, or below 1.
+        BudgetError: the budget is below the cold start, above the number of samples left, or below 1.
         ValueError: an argument out of range, a sample in two places, or rewards that are not finite numbers
             of the right shape.
     """
     if round_samples < 1:
         raise ValueError(f"round_samples={round_samples} must be at least 1")
     pool = gather_arms(arms)
-    by_sample = isinstance(policy, LinUcb)
-    cold_start = cold_start_counts(pool.sizes, 0.0 if by_sample else cold_start_fraction)
-    _check_budget(budget_samples, cold_start, pool.sizes)
-    state = fresh_arms(pool.sizes, capacity=budget_samples)
+    before = _known_counts(known, pool.sizes)
+    fraction = 0.0 if isinstance(policy, LinUcb) else cold_start_fraction
+    cold_start = np.maximum(cold_start_counts(pool.sizes, fraction) - before, 0)
+    _check_budget(budget_samples, cold_start, pool.sizes - before)
+    n_known = int(before.sum())
+    state = fresh_arms(pool.sizes, capacity=n_known + budget_samples)
     outlook = _outlook(pool, policy, context, prior) if isinstance(policy, LinUcb) else None
-    log = _blank_log(budget_samples, int(cold_start.sum()))
-    run = _Run(pool, state, outlook, log, reward, on_round, costs)
-    if cold_start.any():
-        _play(run, _cold_start(run, cold_start))
-    number = 0
-    while state.n_rewards < budget_samples and not (stop and _is_settled(run, stop)):
-        number += 1
-        _play(run, _decide(run, policy, number=number, round_samples=round_samples, rng=rng))
-    drawn, unspent = state.n_rewards, budget_samples - state.n_rewards
-    logger.info("%d samples drawn from %d arms, %d rounds, %d unspent", drawn, len(arms), number, unspent)
-    return _beginning(run.log, drawn) if unspent else run.log
+    log = _blank_log(budget_samples, int(cold_start.sum()), known=n_known)
+    run = _Run(pool, state, outlook, log, reward, on_round, costs, n_known)
+    _begin(run, before, "known")
+    _begin(run, cold_start, "cold_start")
+    return _play_on(run, policy, stop, round_samples=round_samples, rng=rng)
 
 
 def seen_in(log: PullLog) -> Seen:
     """Return what a log of `LinUcb` says of rewards and of how well they were predicted."""
+    known = int(np.count_nonzero(log.kinds == "known"))
     # before any reward the bounds were guesses, not predictions, and chance has none
-    predicted = (log.rounds > 1) & np.isfinite(log.bounds)
-    return Seen(log.samples, log.rewards, (log.rewards - log.bounds)[predicted])
+    predicted = (log.rounds > (0 if known else 1)) & np.isfinite(log.bounds)
+    return Seen(log.samples, log.rewards, (log.rewards - log.bounds)[predicted], known)
 
 
 def cold_start_counts(sizes: Sequence[int] | IntArray, fraction: float) -> IntArray:
@@ -213,19 +215,50 @@ def _check_budget(budget_samples: int, cold_start: IntArray, sizes: IntArray) ->
         )
 
 
-def _blank_log(budget_samples: int, cold_start_samples: int) -> PullLog:
-    kinds = np.full(budget_samples, "cold_start")
-    kinds[cold_start_samples:] = "draw"
+def _play_on(
+    run: _Run,
+    policy: Policy | LinUcb,
+    stop: EarlyStop | None,
+    *,
+    round_samples: int,
+    rng: np.random.Generator,
+) -> PullLog:
+    """Play rounds until the budget is spent or hardly anything is left to find, and return the log."""
+    state, number = run.state, 0
+    while state.n_rewards < len(run.log.samples) and not (stop and _is_settled(run, stop)):
+        number += 1
+        _play(run, _decide(run, policy, number=number, round_samples=round_samples, rng=rng))
+    drawn, unspent = state.n_rewards - run.known, len(run.log.samples) - state.n_rewards
+    n_arms = len(run.pool.sizes)
+    logger.info("%d samples drawn from %d arms, %d rounds, %d unspent", drawn, n_arms, number, unspent)
+    return _beginning(run.log, state.n_rewards) if unspent else run.log
+
+
+def _known_counts(known: Sequence[int] | IntArray | None, sizes: IntArray) -> IntArray:
+    counts = np.zeros_like(sizes) if known is None else np.asarray(known, dtype=np.int64)
+    if counts.shape != sizes.shape or (counts < 0).any() or (counts > sizes).any():
+        raise ValueError(
+            f"known={counts.tolist()} must hold a count for each of {len(sizes)} arms, from 0 to its "
+            f"samples {sizes.tolist()}"
+        )
+    return counts
+
+
+def _blank_log(budget_samples: int, cold_start_samples: int, *, known: int) -> PullLog:
+    pulls = known + budget_samples
+    kinds = np.full(pulls, "cold_start")
+    kinds[:known] = "known"
+    kinds[known + cold_start_samples :] = "draw"
     return PullLog(
-        samples=np.zeros(budget_samples, dtype=np.int64),
-        arms=np.zeros(budget_samples, dtype=np.int64),
-        rewards=np.zeros(budget_samples),
-        rounds=np.zeros(budget_samples, dtype=np.int64),
+        samples=np.zeros(pulls, dtype=np.int64),
+        arms=np.zeros(pulls, dtype=np.int64),
+        rewards=np.zeros(pulls),
+        rounds=np.zeros(pulls, dtype=np.int64),
         kinds=kinds,
-        bounds=np.zeros(budget_samples),
-        means=np.zeros(budget_samples),
-        stds=np.zeros(budget_samples),
-        lefts=np.zeros(budget_samples, dtype=np.int64),
+        bounds=np.zeros(pulls),
+        means=np.zeros(pulls),
+        stds=np.zeros(pulls),
+        lefts=np.zeros(pulls, dtype=np.int64),
     )
 
 
@@ -250,18 +283,21 @@ def _play(run: _Run, decision: _Decision) -> None:
         run.on_round(_round_report(run, decision, rewards.copy()))
 
 
-def _cold_start(run: _Run, counts: IntArray) -> _Decision:
-    """Return the decision for the first samples of every arm, so many of each."""
-    forced = np.repeat(np.arange(len(counts)), counts)
-    return _from_arms(run, forced, np.full(len(forced), np.nan), number=0)
+def _begin(run: _Run, counts: IntArray, kind: PullKind) -> None:
+    """Play the first samples of every arm, so many of each, before the policy decides."""
+    if counts.any():
+        arms = np.repeat(np.arange(len(counts)), counts)
+        _play(run, _from_arms(run, arms, np.full(len(arms), np.nan), number=0, kind=kind))
 
 
-def _from_arms(run: _Run, arms: IntArray, bounds: FloatArray, *, number: int) -> _Decision:
+def _from_arms(
+    run: _Run, arms: IntArray, bounds: FloatArray, *, number: int, kind: PullKind = "draw"
+) -> _Decision:
     """Return the decision for the next samples of the drawn arms, each arm from front to back."""
     pool = run.pool
     lefts = run.state.lefts[arms] - earlier_draws(arms)
     samples = pool.samples[pool.starts[arms] + pool.sizes[arms] - lefts]
-    return _Decision(number, "draw" if number else "cold_start", samples, arms, bounds, lefts)
+    return _Decision(number, kind, samples, arms, bounds, lefts)
 
 
 def _outlook(pool: Drawable, policy: LinUcb, context: FloatArray | None, prior: FloatArray | None) -> Outlook:
@@ -327,7 +363,7 @@ def _round_report(run: _Run, decision: _Decision, rewards: Float64Array) -> Roun
         samples=decision.samples,
         arms=decision.arms,
         rewards=rewards,
-        spent_samples=run.state.n_rewards,
-        budget_samples=len(run.log.samples),
+        spent_samples=run.state.n_rewards - run.known,
+        budget_samples=len(run.log.samples) - run.known,
         open_arms=int(np.count_nonzero(run.state.lefts)),
     )

@@ -103,3 +103,34 @@ def test_a_limit_that_does_not_bind_changes_no_draw():
 def test_a_limit_that_means_nothing_is_refused(limit, k, cost):
     with pytest.raises(ValueError, match="a cost limit with"):
         CostLimit(np.array([cost]), limit, k, draws=1)
+
+
+def test_what_was_known_before_costs_nothing_and_fills_the_selection():
+    # the eight known samples cost 90 each: charged, they would leave nothing for the four draws
+    costs = np.array([90.0] * 8 + [1.0, 1.0, 9.0, 9.0, 1.0, 1.0])
+    expected = np.arange(14.0)
+    seen = Seen(np.arange(8), np.linspace(8.0, 9.0, 8), np.array([0.5, -0.5]), known=8)
+    limit = CostLimit(costs, 0.1, k=4, draws=4)
+    mean = costs.mean()
+    found = best_within(limit, np.arange(8, 14), expected, seen, count=4)
+    assert costs[found].sum() <= 0.1 * 4 * mean
+    assert found.tolist() == [13, 12, 11, 10]
+    # free first draws are for an empty selection only
+    tight = best_within(CostLimit(costs, 0.02, k=4, draws=4), np.arange(8, 14), expected, seen, count=4)
+    assert sorted(tight.tolist()) == [8, 9, 12, 13]
+
+
+def test_linucb_sees_known_rewards_before_its_first_round():
+    rng = np.random.default_rng(5)
+    context = rng.normal(size=(300, 6))
+    rewards = context @ rng.normal(size=6)
+    arms = [np.arange(150), np.arange(150, 300)]
+    log = pull_arms(
+        arms, lambda i: rewards[i], policy=LinUcb(explore_fraction=0.0), budget_samples=20, round_samples=10,
+        context=context, rng=np.random.default_rng(0), known=[40, 0],
+    )  # fmt: skip
+    left = np.setdiff1d(np.arange(300), np.arange(40))
+    best = left[np.argsort(-rewards[left])[:10]]
+    # the regression of 40 exact rewards on 6 columns knows the rest
+    assert set(log.samples[40:50].tolist()) == set(best.tolist())
+    assert np.isfinite(log.bounds[40:]).all()

@@ -354,3 +354,55 @@ def test_the_arm_with_the_wider_tail_is_preferred_to_one_with_the_same_mean(poli
     rewards = np.concatenate([rng.normal(scale=0.3, size=400), rng.normal(scale=3.0, size=400)])
     log = play([np.arange(400), np.arange(400, 800)], rewards, policy, 300)
     assert np.count_nonzero(log.arms == 1) > 250
+
+
+def counts_and_fronts(arms: list[np.ndarray], drawn: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
+    """How many samples of each arm were drawn before, and the arms with those in front."""
+    seen = set(drawn.tolist())
+    fronts = [[i for i in arm.tolist() if i in seen] for arm in arms]
+    rests = [[i for i in arm.tolist() if i not in seen] for arm in arms]
+    both = [np.array([*front, *rest], dtype=np.int64) for front, rest in zip(fronts, rests, strict=True)]
+    return [len(front) for front in fronts], both
+
+
+@pytest.mark.parametrize(
+    "policy", [policy for policy in VARIANTS if policy.kind != "uniform"], ids=lambda policy: policy.kind
+)
+def test_draws_go_on_from_known_rewards_as_if_they_had_just_been_drawn(policy: Policy):
+    arms, rewards = pool(3, [30, 1, 0, 25, 12, 3, 40])
+    first = play(arms, rewards, policy, 50, cold_start_fraction=0.1)
+    known, ordered = counts_and_fronts(arms, first.samples)
+    more = play(ordered, rewards, policy, 30, cold_start_fraction=0.1, known=known)
+    whole = slow_pulls(arms, rewards, policy, 80, 0.1)
+    assert more.samples[50:].tolist() == whole[50:]
+    assert set(more.samples[:50].tolist()) == set(first.samples.tolist())
+    assert more.kinds.tolist() == ["known"] * 50 + ["draw"] * 30
+    assert more.rounds.tolist() == [0] * 50 + list(range(1, 31))
+
+
+def test_known_rewards_take_nothing_of_the_budget_that_reports_count():
+    arms, rewards = pool(1, [20, 20])
+    reports: list[RoundReport] = []
+    play(arms, rewards, UcbBeta(), 10, cold_start_fraction=0.0, known=[5, 3], on_round=reports.append)
+    assert [(report.kind, report.spent_samples) for report in reports[:2]] == [("known", 0), ("draw", 1)]
+    assert reports[-1].spent_samples == reports[-1].budget_samples == 10
+
+
+def test_an_arm_with_known_rewards_has_what_is_left_of_its_cold_start():
+    arms, rewards = pool(1, [20, 20, 20])
+    log = play(arms, rewards, UcbBeta(), 8, cold_start_fraction=0.2, known=[6, 1, 0])
+    forced = log.arms[log.kinds == "cold_start"]
+    assert np.bincount(forced, minlength=3).tolist() == [0, 3, 4]
+
+
+@pytest.mark.parametrize("known", [[1], [21, 0], [-1, 0]])
+def test_counts_of_known_rewards_that_fit_no_arm_are_refused(known: list[int]):
+    arms, rewards = pool(1, [20, 20])
+    with pytest.raises(ValueError, match="must hold a count for each of 2 arms"):
+        play(arms, rewards, UcbBeta(), 5, known=known)
+
+
+def test_a_budget_above_what_is_left_beside_known_rewards_is_refused():
+    arms, rewards = pool(1, [20, 20])
+    with pytest.raises(BudgetError, match="above the 30 samples"):
+        play(arms, rewards, UcbBeta(), 31, cold_start_fraction=0.0, known=[10, 0])

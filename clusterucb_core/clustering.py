@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 Float32Array = NDArray[np.float32]
 
+AUTO_DRIFT_LIMIT = 0.1
 MIN_AUTO_CLUSTERS = 2
 MAX_AUTO_CLUSTERS = 500
 
@@ -56,7 +57,8 @@ class ClusterSettings(Frozen):
     drift_limit: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | Literal["auto"] = Field(
         default="auto",
         title="Drift limit",
-        description="Drift of a changed pool above which it is clustered anew",
+        description="A re-selection clusters anew where the mean distance to the centres has grown by more "
+        "than this share since they were found; auto: 0.1",
     )
 
 
@@ -76,6 +78,51 @@ def cluster_count(k: int | Literal["auto"], n: int) -> int:
         return min(n, MAX_AUTO_CLUSTERS, max(MIN_AUTO_CLUSTERS, round(math.sqrt(n) / 1.5)))
     _check_cluster_count(k, n)
     return k
+
+
+def drift_limit(settings: ClusterSettings) -> float:
+    """Return the drift above which a changed pool is clustered anew."""
+    return AUTO_DRIFT_LIMIT if settings.drift_limit == "auto" else settings.drift_limit
+
+
+def drift_of(mean_distance: float, at_clustering: float) -> float:
+    """Return by what share the mean distance of a pool to the centres has grown since they were found.
+
+    Args:
+        mean_distance: mean of 1 - cosine to the nearest centre, over the pool as it is.
+        at_clustering: that of the pool from which the centres were found.
+
+    Returns:
+        The growth: 0.1 for a tenth more, below 0 where samples lie closer now; infinite where all samples lay
+        on their centres and some do not any more.
+    """
+    if at_clustering <= _SAME_DIRECTION:
+        return 0.0 if mean_distance <= _SAME_DIRECTION else math.inf
+    return mean_distance / at_clustering - 1.0
+
+
+def nearest_centers(features: FloatArray, centers: FloatArray) -> tuple[IntArray, float]:
+    """Assign rows to given centres.
+
+    Args:
+        features: unit rows, [n, d], n at least 1.
+        centers: unit rows, [k, d].
+
+    Returns:
+        The nearest centre of every row, [n]; ties go to the lowest. And the mean of 1 - cosine to it.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if features.ndim != 2 or centers.ndim != 2 or features.shape[1] != centers.shape[1] or not len(features):
+        raise ValueError(
+            f"features of shape {features.shape} and centres of shape {centers.shape} must be unit rows of "
+            "one length, at least one of each"
+        )
+    every = np.ones(len(centers), dtype=np.bool_)
+    with threadpool_limits(limits=1):
+        labels, cosines = _assign(features, np.asarray(centers, dtype=np.float32), every)
+    return labels, float(1.0 - cosines.mean(dtype=np.float64))
 
 
 def spherical_kmeans(

@@ -24,6 +24,7 @@ from clusterucb_core.pool.ingest import PoolSettings
 from clusterucb_core.selection import SelectionSettings
 from clusterucb_core.stages.comparison import CompareSettings
 from clusterucb_core.stages.features import FeatureSettings
+from clusterucb_core.stages.pool_change import ReselectSettings
 from clusterucb_core.stages.training import FinetuneSettings, WarmupSettings
 from clusterucb_core.targets.catalog import TargetSettings
 
@@ -53,6 +54,7 @@ class RunConfig(Frozen):
     finetune: FinetuneSettings = Field(default=FinetuneSettings(), title="Fine-tuning")
     evaluate: EvaluateSettings = Field(default=EvaluateSettings(), title="Evaluation")
     compare: CompareSettings = Field(default=CompareSettings(), title="Comparison")
+    reselect: ReselectSettings = Field(default=ReselectSettings(), title="Re-selection")
     seed: int = Field(default=0, ge=0, title="Seed", description="The seed of everything random.")
 
     @model_validator(mode="after")

@@ -24,10 +24,12 @@ class RunPlan(Frozen):
 
     `selection_keys` holds, by target, a fingerprint of all that determines what is selected for it, but for
     the other targets of the run: these change a selection only where pool samples leak into their test rows,
-    and what a version is found by covers that (`stages.publication.version_key`).
+    and what a version is found by covers that (`stages.publication.version_key`). `lineage` names everything
+    that selects but the pool: a re-selection follows a run of its own lineage.
     """
 
     run_id: str
+    lineage: str
     selection_keys: dict[str, str]
     config: RunConfig
     config_digest: str
@@ -60,13 +62,17 @@ def plan_run(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> 
     model = resolve_model(config.model, device)
     proxy = _proxy(config, device)
     # sources, target and models are keyed by their content
-    unkeyed = {"pool": {"sources"}, "target": True, "targets": True, "model": True, "compare": True}
-    settings = config.model_dump(mode="json", exclude=unkeyed | {"selection": {"proxy_model"}})
+    unkeyed = dict.fromkeys(("target", "targets", "model", "compare", "reselect"), True)
+    settings = config.model_dump(
+        mode="json", exclude=unkeyed | {"pool": {"sources"}, "selection": {"proxy_model"}}
+    )
     pool, keys = stage_key(ingest), [stage_key(target) for target in targets]
     models = [model.digest, *([proxy.digest] if proxy else [])]
     selecting = {name: settings[name] for name in settings if name != "evaluate"}
+    following = {name: selecting[name] for name in selecting if name != "pool"}
     return RunPlan(
         run_id=fingerprint([pool, *keys, *models], settings),
+        lineage=fingerprint("lineage", [*keys, *models], following),
         selection_keys={
             target.settings.name: fingerprint([pool, key, *models], selecting)
             for target, key in zip(targets, keys, strict=True)

@@ -17,6 +17,7 @@ from flows.commands.comparison import compare
 from flows.commands.demonstration import demo
 from flows.commands.doctor import doctor
 from flows.commands.failures import BAD_USAGE, FAILED, INTERRUPTED, exit_code, explain
+from flows.commands.reselection import reselect
 from flows.rendering import log_to_stderr, tell
 
 # These may stand anywhere on the line.
@@ -62,14 +63,14 @@ def command_line() -> typer.Typer:
     app.command()(running.check)
     app.command()(running.run)
     app.command()(running.ingest)
+    app.command()(reselect)
     app.command()(compare)
     app.command(name="list")(versions.list_versions)
     app.command()(versions.show)
     app.command()(versions.diff)
     app.command()(versions.export)
     app.command()(doctor)
-    for missing in (later.reselect, later.report):
-        app.command(context_settings=later.ANY_ARGUMENTS)(missing)
+    app.command(context_settings=later.ANY_ARGUMENTS)(later.report)
     return app
 
 

@@ -1,7 +1,6 @@
 """The comparison: policies and budgets replayed on the gradients of full selection, computed once."""
 
 import time
-from collections.abc import Sequence
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -15,14 +14,14 @@ from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.comparison import Setting, draw_seed, possible_repetitions, setting_selection
 from clusterucb_core.stages.comparison_summary import SettingSummary, Trained
 from clusterucb_core.stages.intake import pool_size
-from clusterucb_core.stages.models import FeatureSpace
-from clusterucb_core.stages.summary import Trajectory
+from clusterucb_core.stages.summary import Trajectory, spaces_of, trainings_of
 from flows.evaluation import evaluate_subject
 from flows.home import configure_tracking, state_folder
 from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_settings
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select, select_by
+from flows.turns import turn
 from tasks.compare import compare_policies, keep_comparison, summarise_comparison
 from tasks.evaluate import count_work
 from tasks.tracking import finish_comparison_tracking, start_comparison_tracking
@@ -48,7 +47,7 @@ def clusterucb_compare(
         config: What to compute; its section `compare` says what is compared.
         execution: How to execute it; it changes no result.
     """
-    with mapped_on(choose_runner(execution, visible_gpus())):
+    with turn(state_folder()), mapped_on(choose_runner(execution, visible_gpus())):
         return _compare(config, execution)
 
 
@@ -70,7 +69,7 @@ def _compare(config: RunConfig, execution: ExecutionSettings) -> ComparisonResul
     compared = [_compare_for(plan, inputs) for inputs in targets]
     settings = [line for item in compared for line in item.settings]
     made = [trajectory for item in compared for trajectory in item.trajectories]
-    work = count_work(started_at, _spaces(made), _trainings(made), plan.workspace)
+    work = count_work(started_at, spaces_of(made), trainings_of(made), plan.workspace)
     result = ComparisonResult(
         run_id=plan.run_id,
         targets=tuple(inputs.name for inputs in targets),
@@ -119,11 +118,3 @@ def _fine_tuned(
     )
     evaluation = evaluate_subject(plan, inputs, trajectory.checkpoint)
     return trajectory, Trained(setting=setting, evaluation=evaluation)
-
-
-def _spaces(trajectories: Sequence[Trajectory]) -> list[FeatureSpace]:
-    return [space for item in trajectories for period in item.periods for space in period.spec.spaces]
-
-
-def _trainings(trajectories: Sequence[Trajectory]) -> list[ArtifactRef]:
-    return [ref for item in trajectories for ref in item.trainings]

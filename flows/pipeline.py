@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from itertools import islice
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -11,20 +10,28 @@ from clusterucb_core.config import RunConfig
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.outcome import RunResult, finished_result, target_results
 from clusterucb_core.planning import RunPlan, plan_run
-from clusterucb_core.records import ArtifactRef
-from clusterucb_core.stages.accounting import feature_spaces
-from clusterucb_core.stages.models import FeatureSpace
-from clusterucb_core.stages.publication import Evaluated, RunFacts
-from clusterucb_core.stages.summary import TargetOutcome, Trajectory, measures, separation_warning
+from clusterucb_core.stages.publication import Evaluated
+from clusterucb_core.stages.summary import (
+    TargetOutcome,
+    Trajectory,
+    clusterings_of,
+    measures,
+    separation_warning,
+    spaces_of,
+    trainings_of,
+)
+from clusterucb_core.trails import RunTrail, TargetTrail, run_trail
 from flows.evaluation import evaluate_subject
 from flows.home import configure_tracking, state_folder
 from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_subjects
+from flows.publication import publish
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select
+from flows.turns import turn
 from tasks.evaluate import count_work, keep_outcome, record_evaluations, summarise_subject
 from tasks.featurize import record_features
-from tasks.selection import publish_selection
+from tasks.reselect import keep_trail
 from tasks.tracking import finish_tracking, start_tracking
 
 
@@ -45,11 +52,12 @@ def clusterucb(config: RunConfig, execution: ExecutionSettings = ExecutionSettin
         config: What to compute.
         execution: How to execute it; it changes no result.
     """
-    with mapped_on(choose_runner(execution, visible_gpus())):
-        return _run(config, execution)
+    with turn(state_folder()), mapped_on(choose_runner(execution, visible_gpus())):
+        return run_stages(config, execution)
 
 
-def _run(config: RunConfig, execution: ExecutionSettings) -> RunResult:
+def run_stages(config: RunConfig, execution: ExecutionSettings) -> RunResult:
+    """Run every stage, in the flow run that is under way."""
     started_at = time.time()
     configure_tracking(state_folder())
     plan = plan_run(config, execution, home=state_folder())
@@ -57,17 +65,19 @@ def _run(config: RunConfig, execution: ExecutionSettings) -> RunResult:
     targets = prepare(plan)
     chosen = [select(plan, inputs, subject="selection") for inputs in targets]
     # before any baseline: what those compute besides is not what the selections took
-    versions = _publish(plan, targets[0], chosen, tracking.mlflow_run_id)
+    versions = publish(plan, targets[0], chosen, tracking.mlflow_run_id)
     chance = [select(plan, chance_inputs(targets[0]), subject=name) for name in _random_baselines(plan)]
     full = [_full_baseline(plan, inputs) for inputs in targets]
     subjects = [[own, *chance, *best] for own, best in zip(chosen, full, strict=True)]
     trajectories = [subject for of_target in subjects for subject in of_target]
-    record_features(_spaces(trajectories), targets[0].drawable, _clusterings(trajectories), plan.workspace)
+    record_features(
+        spaces_of(trajectories), targets[0].drawable, clusterings_of(trajectories), plan.workspace
+    )
     outcomes = [
         _evaluate(plan, inputs, of_target, versions=numbers)
         for inputs, of_target, numbers in zip(targets, subjects, versions, strict=True)
     ]
-    work = count_work(started_at, _spaces(trajectories), _trainings(trajectories), plan.workspace)
+    work = count_work(started_at, spaces_of(trajectories), trainings_of(trajectories), plan.workspace)
     finish_tracking(plan, tracking, outcomes)
     show_subjects(outcomes, plan.run_id)
     result = RunResult(
@@ -78,7 +88,7 @@ def _run(config: RunConfig, execution: ExecutionSettings) -> RunResult:
         subjects=outcomes[0].subjects,
         targets=target_results(outcomes),
         work=work,
-        checkpoints=tuple(ref.path for ref in _trainings(trajectories)),
+        checkpoints=tuple(ref.path for ref in trainings_of(trajectories)),
         mlflow_run_id=tracking.mlflow_run_id,
         seconds=round(time.time() - started_at, 1),
         warnings=tuple(
@@ -86,16 +96,32 @@ def _run(config: RunConfig, execution: ExecutionSettings) -> RunResult:
         ),
     )
     keep_outcome(plan, result)
+    keep_trail(_trail(plan, targets, outcomes, subjects), plan.workspace)
     return result
 
 
-def _publish(
-    plan: RunPlan, inputs: Inputs, chosen: Sequence[Trajectory], mlflow_run_id: str | None
-) -> list[list[int]]:
-    """Publish the selections of all targets at once, and return the versions of each."""
-    periods = [period for trajectory in chosen for period in trajectory.periods]
-    versions = iter(publish_selection(periods, _facts(plan, inputs, mlflow_run_id), plan.workspace))
-    return [list(islice(versions, len(trajectory.periods))) for trajectory in chosen]
+def _trail(
+    plan: RunPlan,
+    targets: Sequence[Inputs],
+    outcomes: Sequence[TargetOutcome],
+    subjects: Sequence[Sequence[Trajectory]],
+) -> RunTrail:
+    found = [
+        TargetTrail(
+            target=inputs.name,
+            candidates=inputs.candidates,
+            versions=outcome.versions,
+            subjects=tuple(of_target),
+        )
+        for inputs, outcome, of_target in zip(targets, outcomes, subjects, strict=True)
+    ]
+    return run_trail(
+        plan,
+        targets[0].pool_version,
+        found,
+        at_warmup=targets[0].trainable,
+        inputs=[ref for inputs in targets for ref in inputs.artifacts],
+    )
 
 
 def _random_baselines(plan: RunPlan) -> list[str]:
@@ -135,33 +161,3 @@ def _evaluate(
     return TargetOutcome(
         target=target, chosen=trajectories[0], versions=tuple(versions), subjects=tuple(summaries)
     )
-
-
-def _facts(plan: RunPlan, inputs: Inputs, mlflow_run_id: str | None) -> RunFacts:
-    return RunFacts(
-        run_id=plan.run_id,
-        selection_keys=plan.selection_keys,
-        mode=plan.config.mode,
-        policy=plan.config.selection.policy,
-        pool_version=inputs.pool_version.pool_version,
-        config=plan.config.model_dump(mode="json"),
-        config_digest=plan.config_digest,
-        code_version=plan.code_version,
-        mlflow_run_id=mlflow_run_id,
-        flow_run_id=flow_run.id,
-    )
-
-
-def _spaces(trajectories: Sequence[Trajectory]) -> list[FeatureSpace]:
-    return [
-        space for item in trajectories for period in item.periods for space in feature_spaces(period.spec)
-    ]
-
-
-def _clusterings(trajectories: Sequence[Trajectory]) -> list[ArtifactRef]:
-    found = [period.spec.clustering for item in trajectories for period in item.periods]
-    return list({ref.fingerprint: ref for ref in found if ref is not None}.values())
-
-
-def _trainings(trajectories: Sequence[Trajectory]) -> list[ArtifactRef]:
-    return [ref for item in trajectories for ref in item.trainings]

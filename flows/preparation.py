@@ -7,6 +7,7 @@ from clusterucb_core.stages.intake import CandidatesSpec, TokensSpec, shared_spe
 from clusterucb_core.stages.models import ModelRef
 from clusterucb_core.stages.sides import ModelTokens
 from clusterucb_core.store import PoolVersion
+from flows.events import announce_pool
 from tasks.ingest import choose_candidates, ingest_pool, read_target, record_pool, share_candidates, tokenize
 
 
@@ -30,6 +31,13 @@ class Inputs(Frozen):
     candidates: ArtifactRef
     proxy: ModelTokens | None = None
 
+    @property
+    def artifacts(self) -> list[ArtifactRef]:
+        """Everything that the files became."""
+        pair = [self.proxy.pool, self.proxy.validation] if self.proxy else []
+        tokens = [self.tokens, self.validation_tokens, self.test_tokens, *pair]
+        return [self.pool, self.target, *tokens, self.drawable, self.trainable, self.candidates]
+
 
 def prepare(plan: RunPlan) -> list[Inputs]:
     """Ingest the pool, read the targets, tokenize both, and leave out what cannot be drawn.
@@ -40,6 +48,7 @@ def prepare(plan: RunPlan) -> list[Inputs]:
     workspace, model = plan.workspace, plan.model
     pool = ingest_pool(plan.ingest, workspace)
     version = record_pool(pool, workspace)
+    announce_pool(version)
     limit = plan.config.pool.max_samples
     tokens = tokenize(
         TokensSpec(source=pool, split="pool", model=model, max_samples=limit, seed=plan.config.seed),

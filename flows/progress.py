@@ -9,6 +9,7 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, as_completed
 
+from clusterucb_core.reselection import TargetReselection
 from clusterucb_core.stages.comparison_summary import SettingSummary
 from clusterucb_core.stages.summary import TargetOutcome
 
@@ -48,6 +49,18 @@ def show_subjects(outcomes: Sequence[TargetOutcome], run_id: str) -> None:
         for subject in outcome.subjects
     ]
     create_table_artifact(key="selection-result", table=rows, description=f"Subjects of run {run_id}")
+
+
+def show_differences(targets: Sequence[TargetReselection], run_id: str) -> None:
+    """Leave what a re-selection changed, in total, by source and by cluster, as a table artifact."""
+    found = [(item.target, item.difference) for item in targets if item.difference is not None]
+    rows = [
+        {"target": target, "from": change.a, "to": change.b, "part": part, **counts.model_dump(mode="json")}
+        for target, change in found
+        for part, of_part in change.parts.items()
+        for counts in of_part
+    ]
+    create_table_artifact(key="selection-difference", table=rows, description=f"What run {run_id} changed")
 
 
 def show_settings(settings: Sequence[SettingSummary], run_id: str) -> None:

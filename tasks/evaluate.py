@@ -32,7 +32,7 @@ def evaluate(
 @task(name="summarise subject")
 def summarise_subject(
     trajectory: Trajectory,
-    evaluated: ArtifactRef,
+    evaluated: ArtifactRef | None,
     pool: ArtifactRef,
     oracle: Sequence[DrawSpec],
     workspace: Workspace,

@@ -145,7 +145,8 @@ def pull_arms(
         The pulls in drawing order.
 
     Raises:
-        BudgetError: the budget is below the cold start, above the number of samples left, or below 1.
+        BudgetError: the budget is below the cold start, above the number of samples left, or below 1 (0 where
+            rewards are known).
         ValueError: an argument out of range, a sample in two places, or rewards that are not finite numbers
             of the right shape.
     """
@@ -155,8 +156,8 @@ def pull_arms(
     before = _known_counts(known, pool.sizes)
     fraction = 0.0 if isinstance(policy, LinUcb) else cold_start_fraction
     cold_start = np.maximum(cold_start_counts(pool.sizes, fraction) - before, 0)
-    _check_budget(budget_samples, cold_start, pool.sizes - before)
     n_known = int(before.sum())
+    _check_budget(budget_samples, cold_start, pool.sizes - before, least=0 if n_known else 1)
     state = fresh_arms(pool.sizes, capacity=n_known + budget_samples)
     outlook = _outlook(pool, policy, context, prior) if isinstance(policy, LinUcb) else None
     log = _blank_log(budget_samples, int(cold_start.sum()), known=n_known)
@@ -196,10 +197,10 @@ def cold_start_counts(sizes: Sequence[int] | IntArray, fraction: float) -> IntAr
     return np.minimum(np.maximum(counts, 1), array)
 
 
-def _check_budget(budget_samples: int, cold_start: IntArray, sizes: IntArray) -> None:
+def _check_budget(budget_samples: int, cold_start: IntArray, sizes: IntArray, *, least: int) -> None:
     total, forced = int(sizes.sum()), int(cold_start.sum())
-    if budget_samples < 1:
-        raise BudgetError(f"budget_samples={budget_samples} must be at least 1; raise the budget")
+    if budget_samples < least:
+        raise BudgetError(f"budget_samples={budget_samples} must be at least {least}; raise the budget")
     if budget_samples > total:
         raise BudgetError(
             f"budget_samples={budget_samples} is above the {total} samples of {len(sizes)} arms; "

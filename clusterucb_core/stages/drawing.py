@@ -16,6 +16,7 @@ from clusterucb_core.bandit.pulls import RoundReport, pull_arms
 from clusterucb_core.bandit.stopping import EarlyStop
 from clusterucb_core.errors import TooManyExcluded
 from clusterucb_core.features.gradients import UnusableSamples
+from clusterucb_core.frozen import Frozen
 from clusterucb_core.influence import takes_turns
 from clusterucb_core.lm.tokens import token_counts
 from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray, IntArray
@@ -23,7 +24,7 @@ from clusterucb_core.seeds import child_rng
 from clusterucb_core.selection import SelectionSettings, bandit_policy, cold_start_of, share_of
 from clusterucb_core.stages.clusters import read_clustering
 from clusterucb_core.stages.contexts import SideInformation, side_information, side_prior
-from clusterucb_core.stages.drawn import Drawn
+from clusterucb_core.stages.drawn import Drawn, read_pulls
 from clusterucb_core.stages.features import usable_samples
 from clusterucb_core.stages.intake import candidate_ids, pool_size
 from clusterucb_core.stages.models import FeatureSpace
@@ -39,15 +40,26 @@ from clusterucb_core.stages.sides import ContextSource, token_exclusions
 from clusterucb_core.workspace import StageSpec, Workspace, location
 
 
+class Followed(Frozen):
+    """The draws that a re-selection follows, at the same checkpoints, and how many fresh ones it may make.
+
+    What they saw and the pool still holds is known, and takes nothing of the fresh budget.
+    """
+
+    draws: ArtifactRef
+    fresh_samples: int
+
+
 class DrawSpec(StageSpec):
     """One selection of one period.
 
     `spaces` are the pool's feature spaces at the checkpoints that count, with their `weights`; `first_space`
-    is the one that was clustered; `context` is where the side information of `linucb` comes from.
+    is the one that was clustered; `context` is where the side information of `linucb` comes from. A
+    re-selection has `followed` draws.
     """
 
     stage: str = "draws"
-    version: int = 6
+    version: int = 7
     settings: SelectionSettings
     target: ArtifactRef
     tokens: ArtifactRef
@@ -60,7 +72,21 @@ class DrawSpec(StageSpec):
     period: int
     seed: int
     max_excluded_fraction: float
+    followed: Followed | None = None
     run_id: str = location(default="")  # pyright: ignore[reportAssignmentType]
+
+
+@dataclass(frozen=True)
+class Arms:
+    """The arms of a selection, each in its drawing order, and how many samples at its front are known."""
+
+    rows: list[IntArray]
+    known: list[int]
+
+    @property
+    def n_left(self) -> int:
+        """How many samples may be drawn."""
+        return sum(len(arm) for arm in self.rows) - sum(self.known)
 
 
 @dataclass(frozen=True)
@@ -117,7 +143,7 @@ def draw_from(
     """
     book, lost = table.book, dict[int, str]()
     while True:
-        arms = _arms(spec, table.clusters, lost)
+        arms = _arms(spec, table, lost)
         try:
             audit = _pull(table, spec, filler, arms=arms, on_round=on_round)
             break
@@ -141,7 +167,7 @@ def draw_from(
         budget_samples=_budget(spec, arms),
         n_uniform=audit.n_uniform,
         n_left=audit.n_left,
-        unspent_samples=_budget(spec, arms) - len(log.samples),
+        unspent_samples=_budget(spec, arms) + sum(arms.known) - len(log.samples),
     )
 
 
@@ -164,10 +190,18 @@ def score_book(spec: DrawSpec, ids: list[str], workspace: Workspace) -> ScoreBoo
     return open_book(spec.spaces, spec.weights, target, sample_ids=ids, workspace=workspace)
 
 
-def _budget(spec: DrawSpec, arms: list[IntArray]) -> int:
+def _budget(spec: DrawSpec, arms: Arms) -> int:
     """Return how many samples may be drawn, those of the audit included."""
     share = share_of(spec.settings.budget_fraction, pool_size(spec.candidates))
-    return min(sum(len(arm) for arm in arms), share)
+    return min(arms.n_left, spec.followed.fresh_samples if spec.followed else share)
+
+
+def _audit_samples(spec: DrawSpec, budget_samples: int) -> int:
+    """Return how many of the draws are an audit: a share of the pool, or the same part of a fresh budget."""
+    settings = spec.settings
+    if spec.followed is None:
+        return share_of(settings.audit_fraction, pool_size(spec.candidates))
+    return share_of(settings.audit_fraction / settings.budget_fraction, budget_samples)
 
 
 def _clustered(spec: DrawSpec) -> tuple[list[str], IntArray]:
@@ -184,7 +218,7 @@ def _pull(
     spec: DrawSpec,
     filler: BookFiller,
     *,
-    arms: list[IntArray],
+    arms: Arms,
     on_round: Callable[[RoundReport], None] | None,
 ) -> Audit:
     def reward(rows: IntArray) -> FloatArray:
@@ -199,14 +233,16 @@ def _pull(
     prior = None
     if side is not None:
         prior = np.concatenate([guesses_of(guess, settings.aggregate) for guess in side.priors], axis=1)
-    audit_samples, k = share_of(settings.audit_fraction, n), share_of(settings.top_fraction, n)
-    costs = CostLimit(table.tokens, settings.cost_limit, k, draws=_budget(spec, arms))
+    budget, k = _budget(spec, arms), share_of(settings.top_fraction, n)
+    audit_samples = _audit_samples(spec, budget)
+    costs = CostLimit(table.tokens, settings.cost_limit, k, draws=budget)
     log = pull_arms(
-        arms,
+        arms.rows,
         reward,
         policy=policy,
-        budget_samples=_budget(spec, arms) - audit_samples,
-        cold_start_fraction=cold_start_of(settings),
+        budget_samples=budget - audit_samples,
+        # what is known stands in for a cold start; an arm of which nothing is known gives one draw
+        cold_start_fraction=0.0 if spec.followed else cold_start_of(settings),
         round_samples=settings.round_samples,
         context=context,
         prior=prior,
@@ -214,11 +250,12 @@ def _pull(
         on_round=on_round,
         stop=EarlyStop(k, settings.early_stop),
         costs=costs,
+        known=arms.known,
     )
     if audit_samples == 0:
         return Audit(log, n_uniform=0, n_left=0)
     return audit_pulls(
-        arms,
+        arms.rows,
         reward,
         log=log,
         policy=policy,
@@ -247,12 +284,19 @@ def _turns_prior(spec: DrawSpec, book: ScoreBook, workspace: Workspace) -> Float
     )
 
 
-def _arms(spec: DrawSpec, clusters: IntArray, lost: dict[int, str]) -> list[IntArray]:
-    arms: list[IntArray] = []
-    for cluster in range(int(clusters.max()) + 1):
-        rows = np.flatnonzero(clusters == cluster)
+def _arms(spec: DrawSpec, table: DrawTable, lost: dict[int, str]) -> Arms:
+    """Return the clusters as arms: what is known in front, then the others in an order of chance."""
+    before = set[str]() if spec.followed is None else set(read_pulls(spec.followed.draws)["sample_id"])
+    ids = table.book.sample_ids
+    arms = Arms([], [])
+    for cluster in range(int(table.clusters.max()) + 1):
+        rows = np.flatnonzero(table.clusters == cluster)
         order = child_rng(spec.seed, f"arms of period {spec.period}", str(cluster)).permutation(rows)
-        arms.append(np.array([row for row in order if row not in lost], dtype=np.int64))
+        usable = [int(row) for row in order if row not in lost]
+        known = [row for row in usable if ids[row] in before]
+        rest = [row for row in usable if ids[row] not in before]
+        arms.rows.append(np.array([*known, *rest], dtype=np.int64))
+        arms.known.append(len(known))
     return arms
 
 

@@ -17,7 +17,7 @@ from clusterucb_core.frozen import Frozen
 from clusterucb_core.influence import Judgement, judge
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.separation import chance_warning
-from clusterucb_core.stages.accounting import NeededCost, needed_cost
+from clusterucb_core.stages.accounting import NeededCost, feature_spaces, needed_cost
 from clusterucb_core.stages.drawing import DrawSpec
 from clusterucb_core.stages.drawn import read_certificate, read_separation
 from clusterucb_core.stages.evaluation import read_results
@@ -26,18 +26,23 @@ from clusterucb_core.stages.intake import candidate_ids
 from clusterucb_core.stages.models import CheckpointRef, FeatureSpace
 from clusterucb_core.stages.publication import PeriodDraws
 from clusterucb_core.stages.scores import open_book, read_target_gradients, total_scores, usable_rows
-from clusterucb_core.stages.training import selected_ids
+from clusterucb_core.stages.training import TrainingSpec, selected_ids
 from clusterucb_core.store import EvaluationRow
 from clusterucb_core.workspace import Workspace
 
 
 class Trajectory(Frozen):
-    """The selections of one subject, period by period, and the adapter that training on them gave."""
+    """The selections of one subject, period by period, and the adapter that training on them gave.
+
+    `warmup` is the training before the first gradients; None for a subject that takes none. Without training
+    `checkpoint` is None.
+    """
 
     subject: str
     periods: tuple[PeriodDraws, ...]
     checkpoint: CheckpointRef | None
     trainings: tuple[ArtifactRef, ...]
+    warmup: TrainingSpec | None = None
 
 
 class SubjectSummary(Frozen):
@@ -90,7 +95,7 @@ class Work(Frozen):
 
 def summarise(
     trajectory: Trajectory,
-    evaluation: ArtifactRef,
+    evaluation: ArtifactRef | None,
     *,
     pool: ArtifactRef,
     oracle_spaces: Sequence[DrawSpec],
@@ -100,7 +105,7 @@ def summarise(
 
     Args:
         trajectory: its selections; none for the base model.
-        evaluation: its evaluation.
+        evaluation: its evaluation; None where nothing was trained.
         pool: the ingested pool, for the sources of the selected samples.
         oracle_spaces: draws whose checkpoints measure the last selection; empty means its own.
         workspace: where artifacts lie.
@@ -108,7 +113,8 @@ def summarise(
     ids = selected_ids(trajectory.periods[-1].draws) if trajectory.periods else []
     cost = _cost(trajectory)
     judgement = _judgement(trajectory, oracle_spaces, workspace)
-    losses = [result for result in read_results(evaluation, trajectory.subject) if result.metric == "loss"]
+    results = [] if evaluation is None else read_results(evaluation, trajectory.subject)
+    losses = [result for result in results if result.metric == "loss"]
     return SubjectSummary(
         subject=trajectory.subject,
         n_selected=len(ids),
@@ -145,6 +151,23 @@ def measures(summary: SubjectSummary, *, target: str, version: int, run_id: str)
         for metric, value in values.items()
         if value is not None
     ]
+
+
+def spaces_of(trajectories: Sequence[Trajectory]) -> list[FeatureSpace]:
+    """Return the spaces that hold features for some trajectories, each once."""
+    periods = (period for item in trajectories for period in item.periods)
+    return list(dict.fromkeys(space for period in periods for space in feature_spaces(period.spec)))
+
+
+def clusterings_of(trajectories: Sequence[Trajectory]) -> list[ArtifactRef]:
+    """Return the clusterings that some trajectories draw from, each once."""
+    found = [period.spec.clustering for item in trajectories for period in item.periods]
+    return list({ref.fingerprint: ref for ref in found if ref is not None}.values())
+
+
+def trainings_of(trajectories: Sequence[Trajectory]) -> list[ArtifactRef]:
+    """Return the trainings of some trajectories."""
+    return [ref for item in trajectories for ref in item.trainings]
 
 
 def separation_warning(summary: SubjectSummary, target: str) -> str | None:

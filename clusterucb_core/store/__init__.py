@@ -1,6 +1,7 @@
 """The catalog: a DuckDB file with the versions of pool and selections. All SQL of the project lies here."""
 
 from clusterucb_core.store.connection import open_catalog
+from clusterucb_core.store.differences import ChangeCounts, SelectionDifference, selection_difference
 from clusterucb_core.store.drafts import SelectionDraft
 from clusterucb_core.store.evaluations import EvaluationRow, record_evaluations, selection_evaluations
 from clusterucb_core.store.features import record_clusters, record_exclusions, record_feature_rows
@@ -18,9 +19,11 @@ from clusterucb_core.store.selections import (
 )
 
 __all__ = [
+    "ChangeCounts",
     "EvaluationRow",
     "PoolVersion",
     "SelectionDraft",
+    "SelectionDifference",
     "SelectionSummary",
     "diff_selections",
     "find_selections",
@@ -36,6 +39,7 @@ __all__ = [
     "record_exclusions",
     "record_feature_rows",
     "record_pool",
+    "selection_difference",
     "selection_evaluations",
     "selection_pulls",
     "selection_samples",

@@ -69,6 +69,7 @@ def plan(tmp_path) -> RunPlan:
     target = TargetSpec(settings=config.all_targets[0], base_folder="", digest="t")
     return RunPlan(
         run_id="run",
+        lineage="lineage",
         selection_keys={"sums": "selection"},
         config=config,
         config_digest="digest",

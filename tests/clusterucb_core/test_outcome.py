@@ -32,6 +32,7 @@ def make_plan(tmp_path):
         config = RunConfig.model_validate(TREE)
         return RunPlan(
             run_id=run_id,
+            lineage="lineage",
             selection_keys={"sums": selection_key},
             config=config,
             config_digest="digest",

@@ -45,7 +45,7 @@ def test_help_lists_every_command_of_the_contract(call):
     assert set(wanted.split()) <= shown
 
 
-@pytest.mark.parametrize("command", ["reselect", "report"])
+@pytest.mark.parametrize("command", ["report"])
 def test_commands_of_later_versions_end_with_2_and_name_another_way(call, command):
     outcome = call(command, "x.yaml", "--out", "y")
     assert outcome.code == 2

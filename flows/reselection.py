@@ -1,0 +1,206 @@
+"""Re-selection: a changed pool is selected from again, at the checkpoints of the run that is followed."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from clusterucb_core.artifacts import fingerprint
+from clusterucb_core.config import RunConfig
+from clusterucb_core.errors import MissingArtifact
+from clusterucb_core.execution import ExecutionSettings
+from clusterucb_core.frozen import Frozen
+from clusterucb_core.planning import RunPlan, plan_run
+from clusterucb_core.records import ArtifactRef
+from clusterucb_core.reselection import ReselectionResult, unchanged
+from clusterucb_core.stages.pool_change import PoolChange, asks_for_warmup
+from clusterucb_core.stages.publication import Evaluated
+from clusterucb_core.stages.summary import (
+    TargetOutcome,
+    Trajectory,
+    clusterings_of,
+    measures,
+    spaces_of,
+    trainings_of,
+)
+from clusterucb_core.trails import RunTrail, TargetTrail, followed_trail, newest_trails, run_trail, trail_of
+from clusterucb_core.workspace import Workspace, stage_key
+from flows.evaluation import evaluate_subject
+from flows.following import follow, train_on
+from flows.home import configure_tracking, state_folder
+from flows.pipeline import run_stages
+from flows.preparation import Inputs, prepare
+from flows.progress import show_differences
+from flows.publication import publish
+from flows.runners import choose_runner, mapped_on, visible_gpus
+from flows.turns import turn
+from tasks.evaluate import count_work, record_evaluations, summarise_subject
+from tasks.featurize import record_features
+from tasks.reselect import compare_pools, compare_selections, keep_trail
+from tasks.tracking import finish_tracking, start_tracking
+
+
+def run_reselection(
+    config: RunConfig, execution: ExecutionSettings, *, new_warmup: bool = False, train: bool = False
+) -> ReselectionResult:
+    """Select again in this process; a pool whose files are the same returns without starting a flow."""
+    plan = plan_run(config, execution, home=state_folder())
+    trail = followed_trail(plan)
+    if not new_warmup and trail.pool_key == stage_key(plan.ingest):
+        return unchanged(trail)
+    return reselect(config, execution, new_warmup=new_warmup, train=train)
+
+
+@flow(name="clusterucb-reselect", persist_result=False)
+def reselect(
+    config: RunConfig | None = None,
+    execution: ExecutionSettings = ExecutionSettings(),  # noqa: B008
+    new_warmup: bool = False,
+    train: bool = False,
+) -> ReselectionResult:
+    """Select again after the pool changed, computing only what is new.
+
+    Args:
+        config: The run to follow: the newest one with the same settings, model and targets. Without it the
+            newest run of all, whose sources are read again.
+        execution: How to execute it; it changes no result.
+        new_warmup: Run the whole pipeline again instead of following the checkpoints of an earlier run.
+        train: Train and evaluate an adapter on the new selection.
+    """
+    with turn(state_folder()), mapped_on(choose_runner(execution, visible_gpus())):
+        return _reselect(
+            config or newest_config(state_folder()), execution, new_warmup=new_warmup, train=train
+        )
+
+
+def newest_config(home: Path) -> RunConfig:
+    """Return the configuration of the newest run.
+
+    Raises:
+        MissingArtifact: there is no run to follow.
+    """
+    trails = newest_trails(Workspace(home=str(home)))
+    if not trails:
+        raise MissingArtifact(
+            f"no finished run is there to be followed in {home}; start one with `clusterucb run CONFIG`"
+        )
+    return trails[0].config
+
+
+class _Change(Frozen):
+    """A changed pool: the run, what its files became for each target, and how that differs from before."""
+
+    plan: RunPlan
+    trail: RunTrail
+    targets: tuple[Inputs, ...]
+    changes: tuple[PoolChange, ...]
+    started_at: float
+
+
+def _reselect(
+    config: RunConfig, execution: ExecutionSettings, *, new_warmup: bool, train: bool
+) -> ReselectionResult:
+    started_at = time.time()
+    configure_tracking(state_folder())
+    plan = plan_run(config, execution, home=state_folder())
+    trail = followed_trail(plan)
+    targets = prepare(plan)
+    changes = [
+        compare_pools(inputs.candidates, target.candidates, trail.at_warmup)
+        for inputs, target in zip(targets, trail.targets, strict=True)
+    ]
+    change = _Change(
+        plan=plan, trail=trail, targets=tuple(targets), changes=tuple(changes), started_at=started_at
+    )
+    if new_warmup or any(asks_for_warmup(of_target, config.reselect) for of_target in changes):
+        return _start_over(change)
+    if all(of_target.is_none for of_target in changes):
+        return unchanged(trail)
+    return _follow(change, train=train)
+
+
+def _start_over(change: _Change) -> ReselectionResult:
+    result = run_stages(change.plan.config, change.plan.execution)
+    now = trail_of(change.plan)
+    targets = compare_selections(now, change.trail, change.changes, change.plan.workspace)
+    show_differences(targets, now.run_id)
+    return ReselectionResult(
+        run_id=now.run_id,
+        followed_run_id=change.trail.run_id,
+        pool_version=now.pool_version,
+        changed=True,
+        new_warmup=True,
+        targets=targets,
+        work=result.work,
+        mlflow_run_id=result.mlflow_run_id,
+        seconds=round(time.time() - change.started_at, 1),
+    )
+
+
+def _follow(change: _Change, *, train: bool) -> ReselectionResult:
+    before, inputs = change.trail, change.targets
+    plan = change.plan.model_copy(
+        update={"run_id": fingerprint("reselect", change.plan.run_id, before.run_id)}
+    )
+    tracking = start_tracking(plan, flow_run.id, flow_run.ui_url)
+    chosen = [
+        follow(plan, own, target.chosen, of_target)
+        for own, target, of_target in zip(inputs, before.targets, change.changes, strict=True)
+    ]
+    versions = publish(plan, inputs[0], chosen, tracking.mlflow_run_id)
+    record_features(spaces_of(chosen), inputs[0].drawable, clusterings_of(chosen), plan.workspace)
+    if train:
+        chosen = [train_on(plan, own, item) for own, item in zip(inputs, chosen, strict=True)]
+    outcomes = [
+        _outcome(plan, own, item, numbers)
+        for own, item, numbers in zip(inputs, chosen, versions, strict=True)
+    ]
+    work = count_work(change.started_at, spaces_of(chosen), trainings_of(chosen), plan.workspace)
+    finish_tracking(plan, tracking, outcomes)
+    now = _trail(plan, inputs, outcomes, at_warmup=before.at_warmup)
+    keep_trail(now, plan.workspace)
+    targets = compare_selections(now, before, change.changes, plan.workspace)
+    show_differences(targets, plan.run_id)
+    return ReselectionResult(
+        run_id=plan.run_id,
+        followed_run_id=before.run_id,
+        pool_version=now.pool_version,
+        changed=True,
+        new_warmup=False,
+        targets=targets,
+        work=work,
+        mlflow_run_id=tracking.mlflow_run_id,
+        seconds=round(time.time() - change.started_at, 1),
+    )
+
+
+def _outcome(plan: RunPlan, inputs: Inputs, chosen: Trajectory, versions: Sequence[int]) -> TargetOutcome:
+    """Bring together what one target came to, and record how the adapter does where one was trained."""
+    evaluated = None if chosen.checkpoint is None else evaluate_subject(plan, inputs, chosen.checkpoint)
+    summary = summarise_subject(chosen, evaluated, inputs.pool, [], plan.workspace)
+    rows = measures(summary, target=inputs.name, version=versions[-1], run_id=plan.run_id)
+    named = (
+        []
+        if evaluated is None
+        else [Evaluated(target=inputs.name, subject=chosen.subject, evaluation=evaluated)]
+    )
+    record_evaluations(named, rows, versions[-1], plan.run_id, plan.workspace)
+    return TargetOutcome(target=inputs.name, chosen=chosen, versions=tuple(versions), subjects=(summary,))
+
+
+def _trail(
+    plan: RunPlan, targets: Sequence[Inputs], outcomes: Sequence[TargetOutcome], *, at_warmup: ArtifactRef
+) -> RunTrail:
+    found = [
+        TargetTrail(
+            target=inputs.name,
+            candidates=inputs.candidates,
+            versions=outcome.versions,
+            subjects=(outcome.chosen,),
+        )
+        for inputs, outcome in zip(targets, outcomes, strict=True)
+    ]
+    used = [ref for inputs in targets for ref in inputs.artifacts]
+    return run_trail(plan, targets[0].pool_version, found, at_warmup=at_warmup, inputs=used)

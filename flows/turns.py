@@ -1,0 +1,67 @@
+"""One run at a time in a state folder: others wait for their turn and say so.
+
+Files written: `run.lock` in the state folder. The operating system gives the lock back when its holder ends,
+however it ends.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+LOCK = "run.lock"
+POLL_S = 0.5
+REPORT_EVERY_S = 60.0
+
+
+@contextmanager
+def turn(home: Path) -> Generator[None]:
+    """Wait until no other run works in a state folder, and hold it until the block ends.
+
+    Called in a flow run, whose log says what it waits for.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / LOCK).open("a+", encoding="utf-8") as file:
+        _wait(file)
+        file.seek(0)
+        file.truncate()
+        json.dump({"pid": os.getpid(), "flow_run": flow_run.name}, file)
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _wait(file: IO[str]) -> None:
+    began, reported = time.monotonic(), float("-inf")
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            now = time.monotonic()
+            if now - reported >= REPORT_EVERY_S:
+                reported = now
+                get_run_logger().warning(
+                    "another run works in this state folder (%s); waiting for %.0f s",
+                    _holder(file),
+                    now - began,
+                )
+            time.sleep(POLL_S)
+            continue
+        return
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    text = file.read()
+    try:
+        holder = json.loads(text)
+    except json.JSONDecodeError:  # it has just begun or ended
+        return "just now"
+    return f"flow run {holder['flow_run']}, process {holder['pid']}"

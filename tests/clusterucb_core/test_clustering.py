@@ -7,7 +7,14 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from clusterucb_core import clustering
-from clusterucb_core.clustering import ClusterSettings, cluster_count, spherical_kmeans
+from clusterucb_core.clustering import (
+    ClusterSettings,
+    cluster_count,
+    drift_limit,
+    drift_of,
+    nearest_centers,
+    spherical_kmeans,
+)
 from clusterucb_core.seeds import child_rng
 
 
@@ -179,3 +186,39 @@ def test_every_setting_has_a_title_and_a_description_for_the_form():
     for field in ClusterSettings.model_fields.values():
         assert field.title
         assert field.description
+
+
+def test_rows_go_to_the_centers_that_are_there():
+    features, _ = blobs()
+    labels, centers = spherical_kmeans(features, 5, rng=child_rng(0, "cluster"))
+    found, distance = nearest_centers(features, centers)
+    np.testing.assert_array_equal(found, labels)
+    cosines = (features.astype(np.float64) @ centers.astype(np.float64).T).max(axis=1)
+    assert distance == pytest.approx(float(np.mean(1.0 - cosines)), abs=1e-6)
+
+
+def test_drift_is_the_growth_of_the_mean_distance_to_the_centers():
+    features, _ = blobs()
+    _, centers = spherical_kmeans(features, 5, rng=child_rng(0, "cluster"))
+    _, before = nearest_centers(features, centers)
+    elsewhere = unit(np.eye(16)[np.full(100, 9)] + 0.05 * np.random.default_rng(0).normal(size=(100, 16)))
+    _, now = nearest_centers(np.concatenate([features, elsewhere]), centers)
+    # a quarter of the rows lie at right angles to all centres: a distance of 1 each
+    assert now == pytest.approx(0.75 * before + 0.25, abs=0.03)
+    assert drift_of(now, before) == pytest.approx(now / before - 1.0)
+    assert drift_of(before, before) == 0.0
+
+
+def test_rows_that_leave_centers_on_which_all_lay_have_drifted_without_limit():
+    assert drift_of(0.0, 0.0) == 0.0
+    assert drift_of(0.1, 0.0) == float("inf")
+
+
+def test_the_drift_limit_is_a_tenth_unless_it_is_set():
+    assert drift_limit(ClusterSettings()) == 0.1
+    assert drift_limit(ClusterSettings(drift_limit=0.0)) == 0.0
+
+
+def test_centers_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"features of shape \(3, 4\) and centres of shape \(2, 5\)"):
+        nearest_centers(unit(np.ones((3, 4))), unit(np.ones((2, 5))))

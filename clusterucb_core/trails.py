@@ -30,13 +30,15 @@ TRAIL = "trail.json"
 class TargetTrail(Frozen):
     """The selections of one target, period by period, with their versions.
 
-    `candidates` could be drawn; `subjects` are the selection, which comes first, and its baselines.
+    `candidates` could be drawn; `subjects` are the selection, which comes first, and its baselines, with the
+    `evaluations` of those that were measured.
     """
 
     target: str
     candidates: ArtifactRef
     versions: tuple[int, ...]
     subjects: tuple[Trajectory, ...]
+    evaluations: tuple[ArtifactRef, ...] = ()
 
     @property
     def chosen(self) -> Trajectory:

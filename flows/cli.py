@@ -17,6 +17,7 @@ from flows.commands.comparison import compare
 from flows.commands.demonstration import demo
 from flows.commands.doctor import doctor
 from flows.commands.failures import BAD_USAGE, FAILED, INTERRUPTED, exit_code, explain
+from flows.commands.maintenance import maintenance
 from flows.commands.reselection import reselect
 from flows.rendering import log_to_stderr, tell
 
@@ -69,6 +70,7 @@ def command_line() -> typer.Typer:
     app.command()(versions.show)
     app.command()(versions.diff)
     app.command()(versions.export)
+    app.command()(maintenance)
     app.command()(doctor)
     app.command(context_settings=later.ANY_ARGUMENTS)(later.report)
     return app

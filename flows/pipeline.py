@@ -112,6 +112,7 @@ def _trail(
             candidates=inputs.candidates,
             versions=outcome.versions,
             subjects=tuple(of_target),
+            evaluations=outcome.evaluations,
         )
         for inputs, outcome, of_target in zip(targets, outcomes, subjects, strict=True)
     ]
@@ -159,5 +160,9 @@ def _evaluate(
     ]
     record_evaluations(named, rows, version, plan.run_id, plan.workspace)
     return TargetOutcome(
-        target=target, chosen=trajectories[0], versions=tuple(versions), subjects=tuple(summaries)
+        target=target,
+        chosen=trajectories[0],
+        versions=tuple(versions),
+        subjects=tuple(summaries),
+        evaluations=tuple(evaluated),
     )

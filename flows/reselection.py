@@ -3,9 +3,11 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from prefect import flow
 from prefect.runtime import flow_run
+from pydantic import Field
 
 from clusterucb_core.artifacts import fingerprint
 from clusterucb_core.config import RunConfig
@@ -57,8 +59,8 @@ def run_reselection(
 def reselect(
     config: RunConfig | None = None,
     execution: ExecutionSettings = ExecutionSettings(),  # noqa: B008
-    new_warmup: bool = False,
-    train: bool = False,
+    new_warmup: Annotated[bool, Field(title="New warmup")] = False,
+    train: Annotated[bool, Field(title="Train on the new selection")] = False,
 ) -> ReselectionResult:
     """Select again after the pool changed, computing only what is new.
 
@@ -187,7 +189,13 @@ def _outcome(plan: RunPlan, inputs: Inputs, chosen: Trajectory, versions: Sequen
         else [Evaluated(target=inputs.name, subject=chosen.subject, evaluation=evaluated)]
     )
     record_evaluations(named, rows, versions[-1], plan.run_id, plan.workspace)
-    return TargetOutcome(target=inputs.name, chosen=chosen, versions=tuple(versions), subjects=(summary,))
+    return TargetOutcome(
+        target=inputs.name,
+        chosen=chosen,
+        versions=tuple(versions),
+        subjects=(summary,),
+        evaluations=() if evaluated is None else (evaluated,),
+    )
 
 
 def _trail(
@@ -199,6 +207,7 @@ def _trail(
             candidates=inputs.candidates,
             versions=outcome.versions,
             subjects=(outcome.chosen,),
+            evaluations=outcome.evaluations,
         )
         for inputs, outcome in zip(targets, outcomes, strict=True)
     ]

@@ -77,13 +77,15 @@ class SubjectSummary(Frozen):
 class TargetOutcome(Frozen):
     """What a run came to for one of its targets.
 
-    `versions` are those of `chosen`, period by period; `subjects` it and its baselines.
+    `versions` are those of `chosen`, period by period; `subjects` it and its baselines, `evaluations` those
+    of them that were measured.
     """
 
     target: str
     chosen: Trajectory
     versions: tuple[int, ...]
     subjects: tuple[SubjectSummary, ...]
+    evaluations: tuple[ArtifactRef, ...] = ()
 
 
 class Work(Frozen):

@@ -38,6 +38,17 @@ def record_feature_rows(con: duckdb.DuckDBPyConnection, feature_space: str, rows
         )
 
 
+def forget_feature_rows(con: duckdb.DuckDBPyConnection, feature_spaces: Sequence[str]) -> None:
+    """Forget where the features of some spaces lay, because their shards were removed."""
+    spaces = pl.DataFrame({"feature_space": list(feature_spaces)}, schema={"feature_space": pl.String})
+    with transaction(con):
+        run_on_frame(
+            con,
+            "DELETE FROM feature_rows WHERE feature_space IN (SELECT feature_space FROM incoming)",
+            spaces,
+        )
+
+
 def record_clusters(
     con: duckdb.DuckDBPyConnection, clustering: str, sample_ids: Sequence[str], labels: IntArray
 ) -> None:

@@ -72,13 +72,15 @@ class SubjectSummary(Frozen):
 class TargetOutcome(Frozen):
     """What a run came to for one of its targets.
 
-    `versions` are those of `chosen`, period by period; `subjects` it and its baselines.
+    `versions` are those of `chosen`, period by period; `subjects` it and its baselines. Without `test_tokens`
+    its loss is compared with that of no other run.
     """
 
     target: str
     chosen: Trajectory
     versions: tuple[int, ...]
     subjects: tuple[SubjectSummary, ...]
+    test_tokens: ArtifactRef | None = None
 
 
 class Work(Frozen):

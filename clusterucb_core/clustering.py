@@ -22,6 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.pacing import Pace, advance
 from clusterucb_core.records import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
@@ -153,6 +154,8 @@ def spherical_kmeans(
     if iterations < 1:
         raise ValueError(f"iterations={iterations} must be at least 1")
     _check_unit_rows(features)
+    # scikit-learn does not tell how far it has come with all rows at once
+    logger.info("k-means: %d rows of %d values, %d clusters", *features.shape, k)
     with _one_quiet_thread():
         if features.size <= FULL_PASS_VALUES:
             means = _fit_whole(features, k, rng=rng, iterations=iterations)
@@ -216,10 +219,11 @@ def _fit_batches(features: FloatArray, k: int, *, rng: np.random.Generator, iter
     )
     n = len(features)
     n_batches = max(1, n // max(_BATCH_ROWS, 4 * k))
-    for number in range(iterations):
+    pace = Pace(logger, "k-means", "rows", iterations * n)
+    for _ in range(iterations):
         for rows in np.array_split(rng.permutation(n), n_batches):
             model.partial_fit(_unit_rows(features[np.sort(rows)]))
-        logger.info("k-means pass %d of %d over %d rows", number + 1, iterations, n)
+            advance(pace, len(rows))
     return np.asarray(model.cluster_centers_, dtype=np.float32)
 
 
@@ -252,9 +256,11 @@ def _assign(
     """Return for every row its nearest usable centre and the cosine to it."""
     labels = np.zeros(len(features), dtype=np.int64)
     cosines = np.zeros(len(features), dtype=np.float32)
+    pace = Pace(logger, "k-means, nearest centres", "rows", len(features))
     for start, block in _blocks(features, max(centers.shape)):
         scores = np.where(usable, block @ centers.T, -np.inf)
         best = scores.argmax(axis=1)
         labels[start : start + len(block)] = best
         cosines[start : start + len(block)] = scores[np.arange(len(block)), best]
+        advance(pace, len(block))
     return labels, cosines

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ import yaml
 from clusterucb_core.config import RunConfig
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.stages.comparison_summary import SettingSummary
-from clusterucb_core.stages.drawn import read_pulls, read_scores, read_selected
+from clusterucb_core.stages.drawn import draw_exclusions, read_pulls, read_scores, read_selected
+from clusterucb_core.stages.intake import candidate_exclusions
 from clusterucb_core.stages.publication import PeriodDraws
-from clusterucb_core.stages.summary import TargetOutcome
+from clusterucb_core.stages.summary import TargetOutcome, Work
 from clusterucb_core.stages.training import loss_history
+from clusterucb_core.store import PoolVersion
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,23 @@ class Metric(Frozen):
     value: float
     step: int
     timestamp_ms: int
+
+
+class StageTime(Frozen):
+    """What one run of the flow spent in a stage: calls, those that found their work done, and seconds."""
+
+    stage: str
+    calls: int
+    cached: int
+    seconds: float
+
+
+class RunFigures(Frozen):
+    """What one run of the flow took: the pool it read, what it computed itself, and its stages."""
+
+    pool: PoolVersion
+    work: Work
+    stages: tuple[StageTime, ...]
 
 
 def run_parameters(config: RunConfig) -> dict[str, str]:
@@ -67,6 +87,22 @@ def run_metrics(outcomes: Sequence[TargetOutcome]) -> Iterator[Metric]:
             yield Metric(key=f"{prefix}{key}", value=value, step=step, timestamp_ms=now)
 
 
+def figure_metrics(figures: RunFigures) -> Iterator[Metric]:
+    """Yield what a run of the flow computed itself, and the calls, cache hits and seconds of every stage."""
+    now = int(time.time() * 1000)
+    values = {
+        "run/gradient_evaluations": figures.work.gradient_evaluations,
+        "run/trainings": figures.work.trainings,
+        "run/cache_hits": sum(item.cached for item in figures.stages),
+    }
+    for item in figures.stages:
+        name = f"stages/{item.stage.replace(' ', '_')}"
+        values |= {f"{name}/calls": item.calls, f"{name}/cached": item.cached}
+        values |= {f"{name}/seconds": item.seconds}
+    for key, value in values.items():
+        yield Metric(key=key, value=float(value), step=0, timestamp_ms=now)
+
+
 def run_files(config: RunConfig, outcomes: Sequence[TargetOutcome]) -> dict[str, str]:
     """Return the resolved configuration, selections and scores of each target and period as named texts."""
     files = {"config.yaml": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)}
@@ -93,6 +129,8 @@ def _points(outcome: TargetOutcome) -> Iterator[tuple[str, int, float]]:
         for point in loss_history(training):
             yield "train/loss", point.step, point.loss
             yield "train/learning_rate", point.step, point.learning_rate
+    for key, count in _excluded(outcome).items():
+        yield f"excluded_samples{key}", 0, float(count)
     for subject in outcome.subjects:
         name = subject.subject.replace(":", "_")
         for key in SUBJECT_FIGURES:
@@ -102,6 +140,16 @@ def _points(outcome: TargetOutcome) -> Iterator[tuple[str, int, float]]:
         for stage, cost in subject.cost.items():
             for key, value in cost.items():
                 yield f"{name}/{key}/{stage}", 0, float(value)
+
+
+def _excluded(outcome: TargetOutcome) -> dict[str, int]:
+    """Return how many samples a target's selections left out, in all and by `/stage/reason`; each once."""
+    reasons = {
+        item.sample_id: f"/{item.stage}/{item.reason}"
+        for period in outcome.chosen.periods
+        for item in (*candidate_exclusions(period.spec.candidates), *draw_exclusions(period.draws))
+    }
+    return {"": len(reasons), **Counter(reasons.values())}
 
 
 def _period_files(period: PeriodDraws, name: str) -> Iterator[tuple[str, str]]:

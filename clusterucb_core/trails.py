@@ -126,15 +126,15 @@ def followed_trail(plan: RunPlan) -> RunTrail:
     return trail
 
 
-def trail_of(plan: RunPlan) -> RunTrail:
-    """Return the trail that a run of this plan has left.
+def trail_of(run_id: str, workspace: Workspace) -> RunTrail:
+    """Return the trail that a run has left.
 
     Raises:
         MissingArtifact: it has left none.
     """
-    found = [trail for trail in newest_trails(plan.workspace) if trail.run_id == plan.run_id]
+    found = [trail for trail in newest_trails(workspace) if trail.run_id == run_id]
     if not found:
-        raise MissingArtifact(f"run {plan.run_id[:8]} has left no trail; run it again")
+        raise MissingArtifact(f"run {run_id[:8]} has left no trail; run it again")
     return found[0]
 
 

@@ -22,6 +22,7 @@ from flows.progress import show_settings
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select, select_by
 from flows.turns import turn
+from flows.watching import Watch, figures_of, watched
 from tasks.compare import compare_policies, keep_comparison, summarise_comparison
 from tasks.evaluate import count_work
 from tasks.tracking import finish_comparison_tracking, start_comparison_tracking
@@ -47,8 +48,12 @@ def clusterucb_compare(
         config: What to compute; its section `compare` says what is compared.
         execution: How to execute it; it changes no result.
     """
+    started_at = time.time()
+    configure_tracking(state_folder())
     with turn(state_folder()), mapped_on(choose_runner(execution, visible_gpus())):
-        return _compare(config, execution)
+        plan = plan_comparison(config, execution, home=state_folder())
+        with watched(plan) as watch:
+            return _compare(plan, watch, started_at=started_at)
 
 
 class _Compared(Frozen):
@@ -60,10 +65,7 @@ class _Compared(Frozen):
     trajectories: tuple[Trajectory, ...]
 
 
-def _compare(config: RunConfig, execution: ExecutionSettings) -> ComparisonResult:
-    started_at = time.time()
-    configure_tracking(state_folder())
-    plan = plan_comparison(config, execution, home=state_folder())
+def _compare(plan: RunPlan, watch: Watch, *, started_at: float) -> ComparisonResult:
     tracking = start_comparison_tracking(plan, flow_run.id, flow_run.ui_url)
     targets = prepare(plan)
     compared = [_compare_for(plan, inputs) for inputs in targets]
@@ -85,7 +87,7 @@ def _compare(config: RunConfig, execution: ExecutionSettings) -> ComparisonResul
         seconds=round(time.time() - started_at, 1),
     )
     kept = keep_comparison(plan, result, [item.replays for item in compared])
-    finish_comparison_tracking(plan, tracking, kept)
+    finish_comparison_tracking(plan, tracking, kept, figures_of(watch, targets[0].pool_version, work))
     show_settings(settings, plan.run_id)
     return kept
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 HOME_VARIABLE = "CLUSTERUCB_HOME"
+OWN_LOGGERS = ("clusterucb_core", "flows", "tasks")
 
 
 def state_folder() -> Path:
@@ -26,6 +27,9 @@ def configure_services(home: Path) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
+        # the UI shows what these say; outside a run there is no page to show it on
+        "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(OWN_LOGGERS),
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "DO_NOT_TRACK": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
@@ -47,6 +51,7 @@ def configure_tracking(home: Path) -> None:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
     _set_defaults(defaults)
 

@@ -29,6 +29,7 @@ from flows.publication import publish
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select
 from flows.turns import turn
+from flows.watching import Watch, figures_of, note_versions, watched
 from tasks.evaluate import count_work, keep_outcome, record_evaluations, summarise_subject
 from tasks.featurize import record_features
 from tasks.reselect import keep_trail
@@ -61,11 +62,17 @@ def run_stages(config: RunConfig, execution: ExecutionSettings) -> RunResult:
     started_at = time.time()
     configure_tracking(state_folder())
     plan = plan_run(config, execution, home=state_folder())
+    with watched(plan) as watch:
+        return _run(plan, watch, started_at=started_at)
+
+
+def _run(plan: RunPlan, watch: Watch, *, started_at: float) -> RunResult:
     tracking = start_tracking(plan, flow_run.id, flow_run.ui_url)
     targets = prepare(plan)
     chosen = [select(plan, inputs, subject="selection") for inputs in targets]
     # before any baseline: what those compute besides is not what the selections took
     versions = publish(plan, targets[0], chosen, tracking.mlflow_run_id)
+    note_versions(watch, versions)
     chance = [select(plan, chance_inputs(targets[0]), subject=name) for name in _random_baselines(plan)]
     full = [_full_baseline(plan, inputs) for inputs in targets]
     subjects = [[own, *chance, *best] for own, best in zip(chosen, full, strict=True)]
@@ -78,7 +85,8 @@ def run_stages(config: RunConfig, execution: ExecutionSettings) -> RunResult:
         for inputs, of_target, numbers in zip(targets, subjects, versions, strict=True)
     ]
     work = count_work(started_at, spaces_of(trajectories), trainings_of(trajectories), plan.workspace)
-    finish_tracking(plan, tracking, outcomes)
+    figures = figures_of(watch, targets[0].pool_version, work)
+    finish_tracking(plan, tracking, outcomes, figures)
     show_subjects(outcomes, plan.run_id)
     result = RunResult(
         run_id=plan.run_id,
@@ -165,4 +173,5 @@ def _evaluate(
         versions=tuple(versions),
         subjects=tuple(summaries),
         evaluations=tuple(evaluated),
+        test_tokens=inputs.test_tokens,
     )

@@ -9,15 +9,17 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, as_completed
 
+from clusterucb_core.pacing import Pace, advance, pace_text
 from clusterucb_core.reselection import TargetReselection
 from clusterucb_core.stages.comparison_summary import SettingSummary
 from clusterucb_core.stages.summary import TargetOutcome
+from tasks.clock import CACHED, add_time
 
 logger = logging.getLogger(__name__)
 
 
 def show_progress(name: str, futures: Sequence[PrefectFuture[Any]]) -> None:
-    """Wait for futures, and show how many are done with their rate; the first failure is raised.
+    """Wait for futures, and show how many are done, their rate and the time left; a failure is raised.
 
     Args:
         name: what is computed; letters, digits and dashes.
@@ -28,17 +30,15 @@ def show_progress(name: str, futures: Sequence[PrefectFuture[Any]]) -> None:
     artifact = cast(
         "UUID", create_progress_artifact(progress=0.0, key=f"progress-{name}", description=description)
     )
-    started = time.monotonic()
-    for done, future in enumerate(as_completed(list(futures)), start=1):
+    pace, cached = Pace(logger, name, "shards", len(futures)), 0
+    for future in as_completed(list(futures)):
         future.result()
-        update_progress_artifact(artifact_id=artifact, progress=100.0 * done / len(futures))
-        logger.info(
-            "%s: %d of %d shards, %.2f a second",
-            name,
-            done,
-            len(futures),
-            done / (time.monotonic() - started),
-        )
+        cached += future.state.name == CACHED
+        advance(pace)
+        update_progress_artifact(artifact_id=artifact, progress=100.0 * pace.done / len(futures))
+    seconds = time.monotonic() - pace.began_at
+    logger.info("%s: %s", name, pace_text(pace.done, len(futures), unit="shards", seconds=seconds))
+    add_time(name, calls=len(futures), cached=cached, seconds=seconds)
 
 
 def show_subjects(outcomes: Sequence[TargetOutcome], run_id: str) -> None:

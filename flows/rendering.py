@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.home import OWN_LOGGERS
+
 ABSENT = "–"
 # Where stdout is no terminal nothing is cut to a width that nobody chose.
 FILE_COLUMNS = 200
-OWN_LOGGERS = ("clusterucb_core", "flows", "tasks")
 
 
 def print_json(value: object) -> None:
@@ -128,12 +129,13 @@ def log_to_stderr(*, verbose: bool) -> Generator[None]:
     """Show the log on stderr within the block: progress on a terminal or if asked, else warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    level = logging.INFO if verbose or sys.stderr.isatty() else logging.WARNING
+    # the level is the handler's own: a run's log is kept whole whatever is shown
+    handler.setLevel(logging.INFO if verbose or sys.stderr.isatty() else logging.WARNING)
     loggers = [logging.getLogger(name) for name in OWN_LOGGERS]
     before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
-        logger.setLevel(level)
+        logger.setLevel(logging.INFO)
         logger.propagate = False
     try:
         yield

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,6 @@ from clusterucb_core.artifacts import fingerprint
 from clusterucb_core.config import RunConfig
 from clusterucb_core.errors import MissingArtifact
 from clusterucb_core.execution import ExecutionSettings
-from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan, plan_run
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.reselection import ReselectionResult, unchanged
@@ -38,6 +38,7 @@ from flows.progress import show_differences
 from flows.publication import publish
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.turns import turn
+from flows.watching import Watch, figures_of, note_versions, watched
 from tasks.evaluate import count_work, record_evaluations, summarise_subject
 from tasks.featurize import record_features
 from tasks.reselect import compare_pools, compare_selections, keep_trail
@@ -91,13 +92,15 @@ def newest_config(home: Path) -> RunConfig:
     return trails[0].config
 
 
-class _Change(Frozen):
+@dataclass(frozen=True)
+class _Change:
     """A changed pool: the run, what its files became for each target, and how that differs from before."""
 
     plan: RunPlan
     trail: RunTrail
-    targets: tuple[Inputs, ...]
-    changes: tuple[PoolChange, ...]
+    targets: list[Inputs]
+    changes: list[PoolChange]
+    watch: Watch
     started_at: float
 
 
@@ -108,24 +111,25 @@ def _reselect(
     configure_tracking(state_folder())
     plan = plan_run(config, execution, home=state_folder())
     trail = followed_trail(plan)
-    targets = prepare(plan)
-    changes = [
-        compare_pools(inputs.candidates, target.candidates, trail.at_warmup)
-        for inputs, target in zip(targets, trail.targets, strict=True)
-    ]
-    change = _Change(
-        plan=plan, trail=trail, targets=tuple(targets), changes=tuple(changes), started_at=started_at
-    )
-    if new_warmup or any(asks_for_warmup(of_target, config.reselect) for of_target in changes):
-        return _start_over(change)
-    if all(of_target.is_none for of_target in changes):
-        return unchanged(trail)
-    return _follow(change, train=train)
+    run_id = fingerprint("reselect", plan.run_id, trail.run_id)
+    plan = plan.model_copy(update={"run_id": run_id})
+    with watched(plan) as watch:
+        targets = prepare(plan)
+        changes = [
+            compare_pools(inputs.candidates, target.candidates, trail.at_warmup)
+            for inputs, target in zip(targets, trail.targets, strict=True)
+        ]
+        change = _Change(plan, trail, targets, changes, watch, started_at)
+        if new_warmup or any(asks_for_warmup(of_target, config.reselect) for of_target in changes):
+            return _start_over(change)
+        if all(of_target.is_none for of_target in changes):
+            return unchanged(trail)
+        return _follow(change, train=train)
 
 
 def _start_over(change: _Change) -> ReselectionResult:
     result = run_stages(change.plan.config, change.plan.execution)
-    now = trail_of(change.plan)
+    now = trail_of(result.run_id, change.plan.workspace)
     targets = compare_selections(now, change.trail, change.changes, change.plan.workspace)
     show_differences(targets, now.run_id)
     return ReselectionResult(
@@ -142,16 +146,14 @@ def _start_over(change: _Change) -> ReselectionResult:
 
 
 def _follow(change: _Change, *, train: bool) -> ReselectionResult:
-    before, inputs = change.trail, change.targets
-    plan = change.plan.model_copy(
-        update={"run_id": fingerprint("reselect", change.plan.run_id, before.run_id)}
-    )
+    plan, before, inputs = change.plan, change.trail, change.targets
     tracking = start_tracking(plan, flow_run.id, flow_run.ui_url)
     chosen = [
         follow(plan, own, target.chosen, of_target)
         for own, target, of_target in zip(inputs, before.targets, change.changes, strict=True)
     ]
     versions = publish(plan, inputs[0], chosen, tracking.mlflow_run_id)
+    note_versions(change.watch, versions)
     record_features(spaces_of(chosen), inputs[0].drawable, clusterings_of(chosen), plan.workspace)
     if train:
         chosen = [train_on(plan, own, item) for own, item in zip(inputs, chosen, strict=True)]
@@ -160,7 +162,7 @@ def _follow(change: _Change, *, train: bool) -> ReselectionResult:
         for own, item, numbers in zip(inputs, chosen, versions, strict=True)
     ]
     work = count_work(change.started_at, spaces_of(chosen), trainings_of(chosen), plan.workspace)
-    finish_tracking(plan, tracking, outcomes)
+    finish_tracking(plan, tracking, outcomes, figures_of(change.watch, inputs[0].pool_version, work))
     now = _trail(plan, inputs, outcomes, at_warmup=before.at_warmup)
     keep_trail(now, plan.workspace)
     targets = compare_selections(now, before, change.changes, plan.workspace)
@@ -195,6 +197,7 @@ def _outcome(plan: RunPlan, inputs: Inputs, chosen: Trajectory, versions: Sequen
         versions=tuple(versions),
         subjects=(summary,),
         evaluations=() if evaluated is None else (evaluated,),
+        test_tokens=inputs.test_tokens,
     )
 
 

@@ -15,9 +15,16 @@ from clusterucb_core.stages.comparison import CompareSpec, Setting
 from clusterucb_core.stages.comparison_summary import SettingSummary, Trained
 from clusterucb_core.workspace import Workspace
 from tasks.caching import artifact_key
+from tasks.clock import clocked
 
 
-@task(name="compare policies", cache_key_fn=artifact_key, persist_result=True, result_serializer="json")
+@task(
+    name="compare policies",
+    cache_key_fn=artifact_key,
+    persist_result=True,
+    result_serializer="json",
+    on_completion=[clocked],
+)
 def compare_policies(spec: CompareSpec, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
     """Replay every policy at every budget."""
     return replays.run_comparison(spec, workspace, execution)

@@ -19,9 +19,10 @@ from clusterucb_core.stages.summary import SubjectSummary, Trajectory, Work
 from clusterucb_core.store import EvaluationRow
 from clusterucb_core.workspace import Workspace
 from tasks.caching import artifact_key
+from tasks.clock import clocked
 
 
-@task(cache_key_fn=artifact_key, persist_result=True, result_serializer="json")
+@task(cache_key_fn=artifact_key, persist_result=True, result_serializer="json", on_completion=[clocked])
 def evaluate(
     spec: EvaluationSpec, workspace: Workspace, execution: ExecutionSettings, settings: EvaluateSettings
 ) -> ArtifactRef:
@@ -29,7 +30,7 @@ def evaluate(
     return evaluation.run_evaluation(spec, workspace, execution, settings)
 
 
-@task(name="summarise subject")
+@task(name="summarise subject", on_completion=[clocked])
 def summarise_subject(
     trajectory: Trajectory,
     evaluated: ArtifactRef | None,

@@ -11,6 +11,7 @@ from clusterucb_core.stages.features import ShardJob
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.workspace import Workspace
 from tasks.caching import shard_key
+from tasks.clock import clocked
 
 
 @task(name="featurize shard", cache_key_fn=shard_key, persist_result=True, result_serializer="json")
@@ -19,7 +20,7 @@ def featurize_shard(job: ShardJob, workspace: Workspace, execution: ExecutionSet
     return features.run_shard(job, workspace, execution)
 
 
-@task(name="record features")
+@task(name="record features", on_completion=[clocked])
 def record_features(
     spaces: Sequence[FeatureSpace],
     candidates: ArtifactRef,

@@ -8,9 +8,10 @@ from clusterucb_core.stages import training
 from clusterucb_core.stages.training import TrainingSpec
 from clusterucb_core.workspace import Workspace
 from tasks.caching import artifact_key
+from tasks.clock import clocked
 
 
-@task(cache_key_fn=artifact_key, persist_result=True, result_serializer="json")
+@task(cache_key_fn=artifact_key, persist_result=True, result_serializer="json", on_completion=[clocked])
 def finetune(spec: TrainingSpec, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
     """Train on the selected samples."""
     return training.run_training(spec, workspace, execution)

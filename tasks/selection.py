@@ -11,6 +11,7 @@ from clusterucb_core.stages.drawing import DrawSpec
 from clusterucb_core.stages.publication import PeriodDraws, RunFacts
 from clusterucb_core.workspace import Workspace
 from tasks.caching import artifact_key
+from tasks.clock import clocked
 
 
 @task(
@@ -19,6 +20,7 @@ from tasks.caching import artifact_key
     cache_key_fn=artifact_key,
     persist_result=True,
     result_serializer="json",
+    on_completion=[clocked],
 )
 def draw_selection(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
     """Draw under the budget and select the best of what was drawn."""

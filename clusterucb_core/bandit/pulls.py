@@ -145,8 +145,7 @@ def pull_arms(
         The pulls in drawing order.
 
     Raises:
-        BudgetError: the budget is below the cold start, above the number of samples left, or below 1 (0 where
-            rewards are known).
+        BudgetError: the budget is below the cold start or 1 (0 where rewards are known), or above the rest.
         ValueError: an argument out of range, a sample in two places, or rewards that are not finite numbers
             of the right shape.
     """

@@ -104,6 +104,7 @@ def _evaluate(lm: Any, tasks: Any, *, limit: int | None, seed: int) -> dict[str,
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=child_seed(seed, "evaluation.examples") % 2**32)
+    logger.info("lm-eval: %d tasks", len(tasks["tasks"]))
     report: Any = evaluate(
         lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=_BOOTSTRAP_RESAMPLES, log_samples=False
     )

@@ -1,5 +1,6 @@
 """The loss of a model on each test sample: the mean cross-entropy of its supervised tokens."""
 
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -7,11 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clusterucb_core.errors import InvalidTarget, TrainingDiverged
+from clusterucb_core.pacing import Pace, advance
 from clusterucb_core.records import FloatArray, IntArray, TokenizedSample
 
 if TYPE_CHECKING:
     import torch  # imported where it is used: the settings beside it are read by commands that load no model
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 _MASKED = -100
 
@@ -39,9 +43,11 @@ def test_losses(
         sample_id = samples[supervised.index(0)].sample_id
         raise InvalidTarget(f"test sample {sample_id} has no supervised token; exclude it before evaluation")
     losses = np.zeros(len(samples), dtype=np.float32)
+    pace = Pace(logger, "test loss", "rows", len(samples))
     with evaluation_mode(model):
         for batch in _batches(samples, max_batch_tokens):
             losses[batch] = _batch_losses(model, [samples[i] for i in batch])
+            advance(pace, len(batch))
     if not np.isfinite(losses).all():
         first = int(np.flatnonzero(~np.isfinite(losses))[0])
         raise TrainingDiverged(

@@ -25,6 +25,7 @@ from clusterucb_core.features.gradients import AdamMoments, FeatureBatch, iter_g
 from clusterucb_core.features.losses import hidden_width
 from clusterucb_core.features.projections import Projection
 from clusterucb_core.features.sinks import trainable_parameters
+from clusterucb_core.pacing import Pace, advance
 from clusterucb_core.records import ArtifactRef, IntArray, TokenizedSample
 
 logger = logging.getLogger(__name__)
@@ -269,7 +270,7 @@ def _fill(
     """Write the rows batch by batch; return (sample id, reason, detail) of what is excluded, and the ways."""
     excluded: list[tuple[str, str, str]] = []
     ways: Mapping[str, Any] = {}
-    start = time.monotonic()
+    pace = Pace(logger, f"shard {shard.fingerprint[:8]}", "samples", len(shard.sample_ids))
     for batch in stream:
         # gradients without projection come with their own length, and 16 bits have no room for it
         rows[batch.indices] = _unit(batch.features)
@@ -277,8 +278,9 @@ def _fill(
             states[batch.indices] = _unit(batch.states)
         excluded.extend((shard.sample_ids[i], reason, detail) for i, reason, detail in batch.excluded)
         ways = batch.ways
+        advance(pace, len(batch.indices) + len(batch.excluded))
     rows.flush()
-    _log_rate(shard, len(excluded), time.monotonic() - start)
+    _log_rate(shard, len(excluded), time.monotonic() - pace.began_at)
     return excluded, ways
 
 

@@ -6,7 +6,6 @@ Reads the source files; writes `ingest/<fingerprint>/` below the artifact root.
 import hashlib
 import heapq
 import logging
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any
 from clusterucb_core.artifacts import find_artifact, new_artifact, read_manifest
 from clusterucb_core.errors import InvalidPool
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.pacing import Pace, advance
 from clusterucb_core.pool.conversations import content_id, count_chars, messages_json
 from clusterucb_core.pool.formats import ReadRow, read_file
 from clusterucb_core.pool.quarantine import Reason
@@ -59,7 +59,6 @@ __all__ = [
 ]
 
 STAGE = "ingest"
-PROGRESS_ROWS = 20_000
 _DIGEST_BYTES = 16
 _EVENTS = ("rows_read", "samples_read", "kept", "duplicates")
 _log = logging.getLogger(__name__)
@@ -152,7 +151,7 @@ class _Tally:
     ids: bytearray = field(default_factory=bytearray)
     rows: int = 0
     first_bad: str = ""
-    started: float = field(default_factory=time.monotonic)
+    pace: Pace = field(default_factory=lambda: Pace(_log, "reading the pool", "rows", None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +219,8 @@ def _count_row(row: ReadRow, file: SourceFile, *, tally: _Tally, kept: Sequence[
         tally.ids += bytes.fromhex(sample.sample_id)
     if row.bad and not tally.first_bad:
         tally.first_bad = f"{file.path.name}, row {row.row_number}: {row.bad[0].detail}"
-    if tally.rows % PROGRESS_ROWS == 0 and is_row:
-        rate = tally.rows / max(time.monotonic() - tally.started, 1e-9)
-        kept_so_far = len(tally.ids) // _DIGEST_BYTES
-        _log.info(
-            "%d rows read, %d samples kept, %.0f rows/s, in %s", tally.rows, kept_so_far, rate, file.name
-        )
+    kept_so_far = len(tally.ids) // _DIGEST_BYTES
+    advance(tally.pace, int(is_row), f"{kept_so_far:,} samples kept, in {file.name}")
 
 
 def _counts(tally: _Tally) -> IngestCounts:

@@ -22,6 +22,7 @@ from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.influence import Judgement, judge, select_top
 from clusterucb_core.lm.tokens import token_counts
+from clusterucb_core.pacing import Pace, paced
 from clusterucb_core.records import ArtifactRef, FloatArray, IntArray
 from clusterucb_core.seeds import child_rng, child_seed
 from clusterucb_core.selection import (
@@ -197,9 +198,10 @@ def run_comparison(spec: CompareSpec, workspace: Workspace, execution: Execution
     """
     replays: list[_Replay] = []
     impossible: dict[Setting, str] = {}
+    pace = Pace(logger, "replays", "settings", len(spec.periods) * len(spec.settings))
     for period in spec.periods:
         oracle = _open_oracle(spec, period, workspace, execution)
-        for done, setting in enumerate(spec.settings, start=1):
+        for setting in paced(spec.settings, pace):
             if setting in impossible:
                 continue
             try:
@@ -207,7 +209,6 @@ def run_comparison(spec: CompareSpec, workspace: Workspace, execution: Execution
                 replays += [_replay(oracle, setting, number=number) for number in numbers]
             except BudgetError as error:
                 impossible[setting] = str(error)
-            logger.info("period %d: %d of %d settings replayed", period.period, done, len(spec.settings))
     possible = [replay for replay in replays if replay.setting not in impossible]
     manifest: dict[str, Any] = {
         "impossible": [setting.model_dump() | {"reason": reason} for setting, reason in impossible.items()],

@@ -6,6 +6,7 @@ the shards of the samples that are drawn.
 
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from clusterucb_core.errors import BudgetError, InvalidPool
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.influence import NO_COLUMN, Aggregate, Choice, select_top
 from clusterucb_core.lm.devices import leased_device
+from clusterucb_core.pacing import Pace, advance
 from clusterucb_core.records import ArtifactRef, IntArray
 from clusterucb_core.seeds import child_rng
 from clusterucb_core.selection import is_bandit, share_of
@@ -119,18 +121,15 @@ def _draws_on_lease(spec: DrawSpec, workspace: Workspace, execution: ExecutionSe
 
 def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> Drawn:
     filler = BookFiller(spec.tokens, workspace=workspace, execution=execution, run_id=spec.run_id)
-    return draw_from(open_table(spec, workspace), spec, filler, on_round=_log_round)
+    pace = Pace(logger, f"draws of period {spec.period}", "gradients", None)
+    return draw_from(open_table(spec, workspace), spec, filler, on_round=partial(_log_round, pace))
 
 
-def _log_round(report: RoundReport) -> None:
-    logger.info(
-        "round %d: %d of %d gradients drawn, %d arms open, mean reward %.4f",
-        report.round,
-        report.spent_samples,
-        report.budget_samples,
-        report.open_arms,
-        float(np.mean(report.rewards)),
-    )
+def _log_round(pace: Pace, report: RoundReport) -> None:
+    pace.total = report.budget_samples
+    reward = float(np.mean(report.rewards))
+    detail = f"round {report.round}, {report.open_arms} arms open, mean reward {reward:.4f}"
+    advance(pace, report.spent_samples - pace.done, detail)
 
 
 def _write(

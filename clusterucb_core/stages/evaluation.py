@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clusterucb_core.artifacts import new_artifact
+from clusterucb_core.artifacts import fingerprint, new_artifact
 from clusterucb_core.evaluation import (
     EvaluateSettings,
     evaluate_tasks,
@@ -24,7 +24,7 @@ from clusterucb_core.lm.devices import leased_device
 from clusterucb_core.lm.loading import load_base, load_tokenizer
 from clusterucb_core.lm.lora import load_adapter
 from clusterucb_core.lm.token_budget import batch_tokens
-from clusterucb_core.lm.tokens import open_tokens
+from clusterucb_core.lm.tokens import TokenTable, open_tokens
 from clusterucb_core.records import ArtifactRef, EvalResult, FloatArray, Target
 from clusterucb_core.stages.intake import read_target
 from clusterucb_core.stages.models import CheckpointRef, ModelRef, checkpoint_folder, open_chat
@@ -112,6 +112,13 @@ def read_losses(ref: ArtifactRef) -> FloatArray:
     return np.load(Path(ref.path) / "losses.npy", allow_pickle=False)
 
 
+def measured_digest(target: ArtifactRef, test_tokens: ArtifactRef, limit: int | None) -> str:
+    """Return a digest of the tokens that a test loss is the mean over: equal ones can be compared."""
+    table = open_tokens(test_tokens)
+    rows = table.take(_measured_ids(read_target(target), table, limit))
+    return fingerprint([[row.input_ids.tolist(), row.labels.tolist()] for row in rows])
+
+
 def _load(spec: EvaluationSpec, device: str) -> "PreTrainedModel":
     if spec.checkpoint is None:
         return load_base(spec.model.settings, device)
@@ -120,11 +127,15 @@ def _load(spec: EvaluationSpec, device: str) -> "PreTrainedModel":
 
 def _losses(spec: EvaluationSpec, model: "PreTrainedModel", target: Target, tokens: int) -> FloatArray:
     table = open_tokens(spec.test_tokens)
-    usable = set(table.sample_ids)
-    ids = [row.row_id for row in target.test if row.row_id in usable][: spec.limit]
+    ids = _measured_ids(target, table, spec.limit)
     if not ids:
         return np.zeros(0)
     return test_losses(model, table.take(ids), max_batch_tokens=tokens)
+
+
+def _measured_ids(target: Target, table: TokenTable, limit: int | None) -> list[str]:
+    usable = set(table.sample_ids)
+    return [row.row_id for row in target.test if row.row_id in usable][:limit]
 
 
 def _task_results(

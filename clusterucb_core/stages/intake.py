@@ -13,6 +13,7 @@ from typing import Any, Literal
 from clusterucb_core.artifacts import fingerprint, new_artifact, read_manifest
 from clusterucb_core.errors import InvalidPool
 from clusterucb_core.lm.tokens import TokenTable, open_tokens, write_tokens
+from clusterucb_core.pacing import Pace, paced
 from clusterucb_core.pool.ingest import (
     PoolSettings,
     ingest,
@@ -153,7 +154,8 @@ def run_candidates(spec: CandidatesSpec, workspace: Workspace) -> ArtifactRef:
     table = open_tokens(spec.tokens)
     unusable = {exclusion.sample_id for exclusion in table.exclusions}
     considered = set(table.sample_ids) | unusable
-    leaks = find_leaks(read_target(spec.target), read_samples(spec.pool, considered))
+    pace = Pace(logger, "looking for leaks", "samples", len(considered))
+    leaks = find_leaks(read_target(spec.target), paced(read_samples(spec.pool, considered), pace))
     if leaks:
         logger.warning("%d pool samples repeat test rows of the target and are left out", len(leaks))
     out = unusable | {leak.sample_id for leak in leaks}
@@ -233,13 +235,15 @@ def _write_ids(folder: Path, sample_ids: Sequence[str]) -> None:
 
 
 def _samples_of(spec: TokensSpec) -> Iterable[Sample]:
+    """Return the samples to tokenise, which log how far they have been read."""
     if spec.split == "pool":
         every = read_sample_ids(spec.source)
-        return read_samples(
-            spec.source, set(limit_samples(every, max_samples=spec.max_samples, seed=spec.seed))
-        )
+        wanted = set(limit_samples(every, max_samples=spec.max_samples, seed=spec.seed))
+        pace = Pace(logger, "tokenising the pool", "samples", len(wanted))
+        return paced(read_samples(spec.source, wanted), pace)
     target = read_target(spec.source)
-    return validation_samples(target) if spec.split == "validation" else test_samples(target)
+    rows = validation_samples(target) if spec.split == "validation" else test_samples(target)
+    return paced(rows, Pace(logger, f"tokenising the {spec.split} rows", "rows", len(rows)))
 
 
 def _target_row(row: dict[str, Any]) -> TargetRow:

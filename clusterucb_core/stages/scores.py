@@ -3,6 +3,7 @@
 Reads feature shards and the artifact `target`; computes and writes the shards that are missing.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from clusterucb_core.features.store import read_shard, remaining_shard
 from clusterucb_core.influence import Aggregate, subtask_scores
 from clusterucb_core.lm.loading import resolve_device
 from clusterucb_core.lm.tokens import open_tokens
+from clusterucb_core.pacing import Pace, advance
 from clusterucb_core.records import ArtifactRef, FloatArray, IntArray
 from clusterucb_core.stages.features import (
     GradientSource,
@@ -31,6 +33,8 @@ from clusterucb_core.stages.intake import read_target
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.targets.catalog import subtask_index
 from clusterucb_core.workspace import Workspace, stage_key
+
+logger = logging.getLogger(__name__)
 
 BLOCK_SAMPLES = 8192
 # One product of scores: few rows, so that a short round wastes little, and small enough not to be split.
@@ -147,10 +151,12 @@ def open_book(
         known = np.array(
             [row for row, sample in enumerate(sample_ids) if sample in all_known], dtype=np.int64
         )
+        pace = Pace(logger, "scores of known features", "samples", len(known))
         for start in range(0, len(known), BLOCK_SAMPLES):
             rows = known[start : start + BLOCK_SAMPLES]
             features = store.read([sample_ids[row] for row in rows])
             scores[index][rows] = _scores(features, target, index)
+            advance(pace, len(rows))
     return ScoreBook(tuple(spaces), tuple(weights), target, sample_ids, scores, unusable)
 
 

@@ -78,7 +78,7 @@ class TargetOutcome(Frozen):
     """What a run came to for one of its targets.
 
     `versions` are those of `chosen`, period by period; `subjects` it and its baselines, `evaluations` those
-    of them that were measured.
+    of them that were measured. Without `test_tokens` its loss is compared with that of no other run.
     """
 
     target: str
@@ -86,6 +86,7 @@ class TargetOutcome(Frozen):
     versions: tuple[int, ...]
     subjects: tuple[SubjectSummary, ...]
     evaluations: tuple[ArtifactRef, ...] = ()
+    test_tokens: ArtifactRef | None = None
 
 
 class Work(Frozen):

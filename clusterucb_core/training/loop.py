@@ -9,7 +9,6 @@ Files written: the checkpoint folders under `out`.
 import logging
 import random
 import tempfile
-import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -42,6 +41,7 @@ from clusterucb_core.lm.checkpoints import (
 from clusterucb_core.lm.lora import load_adapter, new_adapter, resolve_dtype
 from clusterucb_core.lm.settings import ModelSettings
 from clusterucb_core.lm.token_budget import FEWEST_TOKENS, MEMORY_SHARE, activation_bytes_per_token
+from clusterucb_core.pacing import Pace, advance
 from clusterucb_core.records import IntArray, TokenizedSample
 from clusterucb_core.seeds import child_seed
 from clusterucb_core.training.plan import (
@@ -65,7 +65,7 @@ class _Progress:
     ends: list[int]
     out: Path
     trainable: list[torch.nn.Parameter]
-    began_at: float = field(default_factory=time.monotonic)
+    pace: Pace
     history: list[StepRecord] = field(default_factory=list[StepRecord])
     checkpoints: list[Checkpoint] = field(default_factory=list[Checkpoint])
 
@@ -90,7 +90,8 @@ def run_training(
     with _kept_random_state(device), _current_device(device), tempfile.TemporaryDirectory() as scratch:
         arguments = _arguments(Path(scratch), plan, settings, steps=len(schedule.batches), device=device)
         optimizer = _optimizer(model, plan, start)
-        progress = _Progress(plan, schedule.ends, out, _trainable(model))
+        pace = Pace(logger, "training", "optimiser steps", len(schedule.batches))
+        progress = _Progress(plan, schedule.ends, out, _trainable(model), pace)
         trainer = _LoraTrainer(model, arguments, optimizer, progress=progress, data=(samples, schedule))
         trainer.train()
     return progress.checkpoints
@@ -221,12 +222,11 @@ class _CheckpointWriter(TrainerCallback):
     ) -> None:
         """See whether a checkpoint is due after this step."""
         progress, done = self.progress, state.global_step
-        if done % max(1, progress.ends[-1] // 10) == 0 or done in progress.ends:
-            last, seconds = progress.history[-1], max(time.monotonic() - progress.began_at, 1e-9)
-            logger.info(
-                "optimiser step %d of %d: loss %.4f, learning rate %.3g, %.2f steps/s",
-                done, progress.ends[-1], last.loss, last.learning_rate, done / seconds,
-            )  # fmt: skip
+        last = progress.history[-1]
+        told = f"loss {last.loss:.4f}, learning rate {last.learning_rate:.3g}"
+        if done in progress.ends:
+            logger.info("training: checkpoint at optimiser step %d of %d; %s", done, progress.ends[-1], told)
+        advance(progress.pace, detail=told)
         if done not in progress.ends or not state.is_world_process_zero:
             return
         epoch = progress.ends.index(done) + 1

@@ -25,6 +25,9 @@ from clusterucb_core.training.plan import TrainingPlan, make_schedule
 logger = logging.getLogger(__name__)
 
 TASK_FILE, SAMPLES_FILE, ERROR_FILE = "task.json", "samples.npz", "error.json"
+WORDS_FILE = "stderr.txt"
+# what the first process says about its progress begins with this, on a line of its own
+PROGRESS = "clusterucb progress: "
 LAST_WORDS = 2000
 
 
@@ -68,8 +71,8 @@ def train_in_processes(
         ]
         line += ["-m", "clusterucb_core.training.worker", str(folder)]
         logger.info("training in %d processes", processes)
-        done = subprocess.run(line, capture_output=True, text=True, check=False)  # noqa: S603
-        _raise_failure(folder / ERROR_FILE, done)
+        code = _run_and_relay(line, folder / WORDS_FILE)
+        _raise_failure(folder, code)
     ends = make_schedule(task.plan, len(samples)).ends
     return [read_checkpoint(task.out / f"checkpoint-{epoch}") for epoch in range(1, len(ends) + 1)]
 
@@ -103,12 +106,26 @@ def _write_samples(path: Path, samples: Sequence[TokenizedSample]) -> None:
     )
 
 
-def _raise_failure(path: Path, done: "subprocess.CompletedProcess[str]") -> None:
+def _run_and_relay(line: Sequence[str], words: Path) -> int:
+    """Run a command, log its progress as it comes, keep its stderr in a file, and return its exit code."""
+    with (
+        words.open("w", encoding="utf-8") as stderr,
+        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,  # noqa: S603
+    ):
+        assert process.stdout is not None, "stdout is a pipe"
+        for said in process.stdout:
+            if said.startswith(PROGRESS):
+                logger.info("%s", said.removeprefix(PROGRESS).rstrip())
+    return process.returncode
+
+
+def _raise_failure(folder: Path, code: int) -> None:
+    path = folder / ERROR_FILE
     if path.is_file():
         failure = json.loads(path.read_text(encoding="utf-8"))
         raise getattr(errors, failure["kind"], TrainingFailed)(failure["message"])
-    if done.returncode != 0:
+    if code != 0:
+        words = (folder / WORDS_FILE).read_text(encoding="utf-8", errors="replace")
         raise TrainingFailed(
-            f"a training process ended with code {done.returncode}; its last words: "
-            f"{done.stderr[-LAST_WORDS:]}"
+            f"a training process ended with code {code}; its last words: {words[-LAST_WORDS:]}"
         )

@@ -57,4 +57,4 @@ def test_a_later_attempt_of_a_run_replaces_its_trail(plan_of, finish):
     finish(plan_of("other", lineage="other"))
     again = finish(plan_of("first"))
     assert again.targets[0].versions == (2,)
-    assert trail_of(plan_of("first")) == again
+    assert trail_of("first", plan_of("first").workspace) == again

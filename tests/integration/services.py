@@ -80,7 +80,7 @@ def prefect_server(folder: Path) -> Iterator[PrefectServer]:
     )
     line = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with background(line, environment, log=folder / "server.log") as server:
-        _wait_until(lambda: _answers(f"{api}/health"), server, folder / "server.log")
+        _wait_until(lambda: answers(f"{api}/health"), server, folder / "server.log")
         yield PrefectServer(api=api, home=folder)
 
 
@@ -158,7 +158,8 @@ def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log
     raise RuntimeError(f"{log.name} (exit code {process.poll()}): {log.read_text(errors='replace')[-2000:]}")
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Tell whether a server answers with success."""
     try:
         return httpx.get(address, timeout=5).is_success
     except httpx.TransportError:

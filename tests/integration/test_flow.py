@@ -66,7 +66,43 @@ def test_mlflow_holds_the_run_and_names_the_flow_run(result, home):
     assert found.data.params["selection.policy"] == "ucb_beta"
     assert len(client.get_metric_history(result["mlflow_run_id"], "period_1/reward_mean")) > 10
     names = {item.path for item in client.list_artifacts(result["mlflow_run_id"])}
-    assert {"config.yaml", "selection-period-1.csv"} <= names
+    assert {"config.yaml", "selection-period-1.csv", "adapter"} <= names
+    assert {item.dataset.name for item in found.inputs.dataset_inputs} == {
+        "pool", "unit_conversion-validation", "unit_conversion-test", "selection-unit_conversion",
+    }  # fmt: skip
+    best = client.get_model_version_by_alias("clusterucb-unit_conversion", "best")
+    assert best.tags["clusterucb.run_id"] == result["run_id"]
+    assert float(best.tags["clusterucb.test_loss"]) == result["subjects"][0]["loss"]
+
+
+def test_mlflow_holds_the_time_of_every_stage_and_what_was_found_done(result, home):
+    metrics, _ = mlflow_run(home, result)
+    calls = {
+        key: metrics[f"stages/{key}/calls"] for key in ("warmup", "finetune", "evaluate", "cluster_pool")
+    }
+    assert calls == {"warmup": 2, "finetune": 3, "evaluate": 4, "cluster_pool": 2}
+    # the full baseline takes the selection's, and one target's candidates are those of every target
+    cached = {key.split("/")[1] for key, value in metrics.items() if key.endswith("/cached") and value}
+    assert cached == {"warmup", "cluster_pool", "share_candidates"}
+    assert metrics["run/cache_hits"] == 3
+    assert metrics["run/gradient_evaluations"] == result["work"]["gradient_evaluations"]
+    assert 0 < metrics["stages/features-adam/seconds"] < result["seconds"]
+    assert metrics["excluded_samples"] >= 0
+
+
+def test_the_log_of_a_run_names_it_and_its_version_and_holds_no_text_of_a_sample(result, home, config):
+    path = home / "logs" / f"{result['run_id']}.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert {line["run_id"] for line in lines} == {result["run_id"]}
+    assert all(line["flow_run_id"] for line in lines)
+    told = [line["message"] for line in lines]
+    assert told[0].endswith("begins")
+    assert any(text.startswith("warmup took") for text in told)
+    after = [line for line in lines if "selection_version" in line]
+    assert {line["selection_version"] for line in after} == {1}
+    assert any("adapter registered" in line["message"] for line in after)
+    rows = [json.loads(row) for row in (config.parent / "target.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows if any(row["prompt"] in text for text in told)] == []
 
 
 def test_a_run_for_several_targets_shares_its_gradients_and_has_a_table_for_each(config, tmp_path):

@@ -209,6 +209,24 @@ def test_server_catalog_and_mlflow_name_the_same_runs(first, home, server):
     assert mlflow_run in link["data"]
 
 
+def logged(services, server, flow_run, wanted):
+    """Return what our own loggers said in a flow run, once the last of it has arrived."""
+
+    def found():
+        logs = server.find("logs", logs={"flow_run_id": {"any_": [flow_run["id"]]}})
+        own = [line for line in logs if line["name"].split(".")[0] in ("clusterucb_core", "flows", "tasks")]
+        return own if any(wanted in line["message"] for line in own) else None
+
+    return services.wait_for(found, seconds=30, what=f"a log line with {wanted!r}")
+
+
+def test_the_page_of_a_run_shows_what_its_stages_say(first, services, server):
+    lines = logged(services, server, first.flow_run, "is complete")
+    assert {"flows.run_log", "tasks.clock", "flows.progress"} <= {line["name"] for line in lines}
+    assert any(line["message"].startswith("warmup took") for line in lines)
+    assert any(re.match(r"features-adam: \d+ of \d+ shards", line["message"]) for line in lines)
+
+
 def test_a_second_flow_run_finds_every_stage_cached_and_publishes_the_same_version(
     repeat, first, services, server
 ):
@@ -341,7 +359,7 @@ def test_the_command_line_passes_a_refusal_on(server, deployment, parameters, tm
 
 
 def test_a_worker_runs_the_deployment_on_the_artifacts_of_the_command_line(
-    repeat, worker, server, deployment, parameters, home, tmp_path
+    repeat, worker, services, server, deployment, parameters, home, tmp_path
 ):
     shutil.rmtree(home / "artifacts" / "runs")
     line = ("deployment", "run", "clusterucb/pipeline", "--params", json.dumps(parameters), "--watch")
@@ -355,6 +373,9 @@ def test_a_worker_runs_the_deployment_on_the_artifacts_of_the_command_line(
     assert result["versions"] == repeat.result["versions"]
     assert result["work"] == {"gradient_evaluations": 0, "trainings": 0}
     assert mlflow_tags(home, result["mlflow_run_id"])["prefect.flow_run_id"] == run["id"]
+    lines = logged(services, server, run, "is complete")
+    assert any(line["message"].endswith("begins") for line in lines)
+    assert "is complete" in worker.read_text(errors="replace")
 
 
 def test_a_worker_runs_the_shard_tasks_with_the_executor_that_the_form_names(

@@ -1,5 +1,7 @@
 """A training shared by two processes is the training of one, up to rounding."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,16 @@ def test_two_processes_leave_the_checkpoints_of_one(settings, samples, tmp_path)
                 torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=f"{file}: {name}")
         losses = [[record.loss for record in read_history(item.folder)] for item in (one, two)]
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+def test_the_progress_of_the_first_process_is_logged_by_the_one_that_waits(
+    settings, samples, tmp_path, caplog
+):
+    with caplog.at_level(logging.INFO, "clusterucb_core.training.parallel"):
+        train(settings, samples, PLAN, start=None, out=tmp_path / "out", device="cpu", processes=2)
+    told = [record.getMessage() for record in caplog.records if record.name.endswith("parallel")]
+    steps = [text.split(";")[0] for text in told if "checkpoint" in text]
+    assert steps == [f"training: checkpoint at optimiser step {step} of 6" for step in (3, 6)]
 
 
 def test_an_error_of_a_process_is_raised_as_it_was(settings, samples, tmp_path):

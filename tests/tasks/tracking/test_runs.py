@@ -1,13 +1,14 @@
 """What MLflow keeps of a run: opened once, sent once, kept back while MLflow is down and sent later."""
 
-import gc
 import importlib.util
+import json
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow.artifacts
+import mlflow.data
 import polars as pl
 import pytest
 import yaml
@@ -21,12 +22,17 @@ from clusterucb_core.demo import TARGET_FAMILY as TARGET
 from clusterucb_core.demo import write_demo
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
 from clusterucb_core.errors import TrackingUnavailable
+from clusterucb_core.lineage import run_adapters
+from clusterucb_core.lm.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter
 from clusterucb_core.planning import plan_run
 from clusterucb_core.stages.comparison_summary import SettingSummary
 from clusterucb_core.stages.drawn import read_pulls, read_scores, read_selected
+from clusterucb_core.stages.intake import read_target
+from clusterucb_core.stages.models import checkpoint_folder
 from clusterucb_core.stages.summary import SubjectSummary, TargetOutcome, Work
 from clusterucb_core.stages.training import loss_history
-from clusterucb_core.tracks import run_files, run_metrics, run_parameters, run_tags
+from clusterucb_core.store import PoolVersion
+from clusterucb_core.tracks import RunFigures, StageTime, run_files, run_metrics, run_parameters, run_tags
 from flows.home import configure_tracking
 from tasks.tracking import (
     BUFFER,
@@ -50,21 +56,27 @@ SUBJECT = SubjectSummary(
     recall_high=0.75, separation_p=0.001, selection_flops=6e9, full_selection_flops=8e9,
     cost={"context": {"gradient_evaluations": 0, "flops": 2e9}},
 )  # fmt: skip
+OWN = SUBJECT.model_copy(update={"subject": "selection", "loss": 1.25})
+POOL = PoolVersion(
+    pool_version=7, parent_version=6, n_samples=60, n_added=1, n_removed=0, n_quarantined=2,
+    digest="ab" * 32, created=True,
+)  # fmt: skip
+FIGURES = RunFigures(
+    pool=POOL,
+    work=Work(gradient_evaluations=42, trainings=2),
+    stages=(
+        StageTime(stage="cluster pool", calls=2, cached=1, seconds=1.5),
+        StageTime(stage="features-adam", calls=3, cached=0, seconds=8.0),
+    ),
+)
 # Prefect leaves the client open that it makes for an artifact.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
-@pytest.fixture(autouse=True)
-def collected():
-    """Leave no open client to be found and complained of in another test."""
-    yield
-    gc.collect()
-
-
-def plain_run():
-    """Load the pipeline in plain Python that lies among the integration tests."""
-    path = Path(__file__).parents[1] / "integration" / "plain_run.py"
-    spec = importlib.util.spec_from_file_location("plain_run", path)
+def integration_module(name):
+    """Load a module that lies among the integration tests."""
+    path = Path(__file__).parents[2] / "integration" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -76,26 +88,22 @@ def demo(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def chosen(demo, tmp_path_factory):
-    """A real selection with the trainings before and after it."""
-    plain = plain_run()
+def prepared(demo, tmp_path_factory):
+    """A real selection with the trainings before and after it, and what it was chosen from."""
+    plain = integration_module("plain_run")
     plan = plan_run(*load_config(demo, SMALL), home=tmp_path_factory.mktemp("stages"))
-    return plain.select(plan, plain.prepare(plan)[0], subject="selection")
+    inputs = plain.prepare(plan)[0]
+    return plain.select(plan, inputs, subject="selection"), inputs
 
 
 @pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+def chosen(prepared):
+    return prepared[0]
 
 
-@pytest.fixture
-def up(empty_database, tmp_path, monkeypatch):
-    """The address of an MLflow database of this test, which the tasks are told."""
-    address = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    return address
+@pytest.fixture(scope="module")
+def tested(prepared):
+    return prepared[1].test_tokens
 
 
 @pytest.fixture
@@ -129,8 +137,11 @@ def runs_of(client, run_id):
     return client.search_runs(experiments, filter_string=f"tags.`{RUN_TAG}` = '{run_id}'")
 
 
-def outcome(chosen, *versions, target="sums"):
-    return TargetOutcome(target=target, chosen=chosen, versions=versions, subjects=(SUBJECT,))
+def outcome(chosen, *versions, target="sums", test_tokens=None):
+    subjects = (OWN, SUBJECT)
+    return TargetOutcome(
+        target=target, chosen=chosen, versions=versions, subjects=subjects, test_tokens=test_tokens
+    )
 
 
 def history(client, mlflow_run_id, key):
@@ -156,13 +167,13 @@ def test_a_finished_run_holds_parameters_curves_and_files_and_takes_nothing_twic
     plan, client = plan_of(), MlflowClient(up)
     (tracking,) = start(plan)
     for _ in range(2):
-        finish_tracking.fn(plan, tracking, [outcome(chosen, 4, 5)])
+        finish_tracking.fn(plan, tracking, [outcome(chosen, 5)], FIGURES)
     run = client.get_run(tracking.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == run_parameters(plan.config)
     assert run.data.params["selection.policy"] == "ucb_beta"
     assert run.data.tags["clusterucb.selection_version"] == "5"
-    assert run.data.tags["clusterucb.selection_versions"] == "4,5"
+    assert run.data.tags["clusterucb.selection_versions"] == "5"
 
     rewards = read_pulls(chosen.periods[0].draws)["reward"].to_list()
     assert len(rewards) == 15
@@ -182,6 +193,12 @@ def test_a_finished_run_holds_parameters_curves_and_files_and_takes_nothing_twic
     assert run.data.metrics["random_0/full_selection_flops"] == 8e9
     assert run.data.metrics["random_0/gradient_evaluations/context"] == 0
     assert run.data.metrics["random_0/flops/context"] == 2e9
+    took = {
+        key: run.data.metrics[f"run/{key}"] for key in ("gradient_evaluations", "trainings", "cache_hits")
+    }
+    assert took == {"gradient_evaluations": 42, "trainings": 2, "cache_hits": 1}
+    stage = {key: run.data.metrics[f"stages/cluster_pool/{key}"] for key in ("calls", "cached", "seconds")}
+    assert stage == {"calls": 2, "cached": 1, "seconds": 1.5}
 
     folder = Path(client.download_artifacts(run.info.run_id, ""))
     assert yaml.safe_load((folder / "config.yaml").read_text("utf-8")) == plan.config.model_dump(mode="json")
@@ -190,6 +207,118 @@ def test_a_finished_run_holds_parameters_curves_and_files_and_takes_nothing_twic
     scores = pl.read_csv(folder / "scores-period-1.csv")
     assert scores.columns == read_scores(chosen.periods[0].draws).columns
     assert len(scores) == 15
+
+
+def finished(plan, outcome):
+    """Track a run from its start to its end, outside a flow; returns its MLflow run."""
+    tracking = start_tracking.fn(plan, "flow-0", None)
+    finish_tracking.fn(plan, tracking, [outcome], FIGURES)
+    return tracking.mlflow_run_id
+
+
+@pytest.fixture
+def unlinked(monkeypatch):
+    """No link artifact is made: that needs a flow."""
+    monkeypatch.setattr("tasks.tracking.runs._link", lambda *_: None)
+
+
+def test_the_inputs_of_a_run_are_the_versions_of_its_pool_target_and_selection(up, unlinked, plan_of, chosen):
+    client = MlflowClient(up)
+    run = client.get_run(finished(plan_of(), outcome(chosen, 5)))
+    found = {item.dataset.name: item for item in run.inputs.dataset_inputs}
+    contexts = {name: item.tags[0].value for name, item in found.items()}
+    assert contexts == {
+        "pool": "pool",
+        "sums-validation": "target",
+        "sums-test": "target",
+        "selection-sums": "selection",
+    }
+    assert found["pool"].dataset.digest == f"v7-{'ab' * 8}"
+    assert found["selection-sums"].dataset.digest.startswith("v5-")
+    assert found["sums-test"].dataset.digest == found["sums-validation"].dataset.digest
+    rows = {name: json.loads(item.dataset.profile)["num_rows"] for name, item in found.items()}
+    assert rows["pool"] == 60
+    assert rows["selection-sums"] == len(read_selected(chosen.periods[0].draws))
+    assert mlflow.data.get_source(found["pool"]).to_dict()["tags"]["pool_version"] == "7"
+
+
+def test_no_word_of_a_sample_is_in_the_inputs_of_a_run(up, unlinked, plan_of, chosen):
+    run = MlflowClient(up).get_run(finished(plan_of(), outcome(chosen, 5)))
+    target = read_target(chosen.periods[0].spec.target)
+    texts = [m.content for row in (*target.validation, *target.test) for m in row.messages]
+    told = json.dumps([item.to_dictionary() for item in run.inputs.dataset_inputs])
+    assert len(texts) > 20
+    assert [text for text in texts if len(text) > 8 and text in told] == []
+
+
+def test_the_adapter_of_a_run_is_registered_and_peft_loads_it(up, unlinked, plan_of, chosen, tested, demo):
+    plan, client = plan_of(), MlflowClient(up)
+    run_id = finished(plan, outcome(chosen, 5, test_tokens=tested))
+    version = client.get_model_version_by_alias("clusterucb-sums", "best")
+    names = ("pool_version", "selection_version", "run_id", "target", "test_loss")
+    tags = {name: version.tags[f"clusterucb.{name}"] for name in names}
+    assert tags == {
+        "pool_version": "7",
+        "selection_version": "5",
+        "run_id": plan.run_id,
+        "target": "sums",
+        "test_loss": "1.25",
+    }
+    assert version.run_id == run_id
+    address = "models:/clusterucb-sums@best"
+    folder = Path(mlflow.artifacts.download_artifacts(address, tracking_uri=up))
+    own = checkpoint_folder(chosen.checkpoint)
+    assert (folder / ADAPTER_WEIGHTS).read_bytes() == (own / ADAPTER_WEIGHTS).read_bytes()
+    assert {path.name for path in folder.iterdir()} == {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+    model = load_adapter(plan.model.settings, folder, "cpu")
+    assert model.peft_config["default"].r == plan.config.model.lora.r
+
+
+def test_a_loss_is_compared_on_the_same_test_rows_only(plan_of, chosen, tested):
+    found = outcome(chosen, 5, test_tokens=tested)
+    adapters = [
+        next(run_adapters(POOL, [found], run_id="run", limit=limit)) for limit in (None, 10_000, 3, 2)
+    ]
+    digests = [adapter.test_digest for adapter in adapters]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+    (unknown,) = run_adapters(POOL, [outcome(chosen, 5)], run_id="run", limit=None)
+    assert (unknown.test_loss, unknown.test_digest) == (None, None)
+
+
+def test_adapters_of_several_targets_lie_in_folders_of_their_own(chosen):
+    outcomes = [outcome(chosen, 1, target="sums"), outcome(chosen, 2, target="dates")]
+    found = [(item.model, item.place) for item in run_adapters(POOL, outcomes, run_id="run", limit=None)]
+    assert found == [("clusterucb-sums", "adapter-sums"), ("clusterucb-dates", "adapter-dates")]
+
+
+@pytest.mark.slow
+def test_a_server_with_proxied_artifacts_takes_a_run_and_gives_its_adapter_back(
+    tmp_path, unlinked, plan_of, chosen, tested, monkeypatch
+):
+    services = integration_module("services")
+    port = services.free_port()
+    store = ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
+    line = ["mlflow", "server", *store, "--artifacts-destination", str(tmp_path / "proxied")]
+    line += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    address, log = f"http://127.0.0.1:{port}", tmp_path / "server" / "server.log"
+    go(address, monkeypatch)
+    with services.background(line, services.clean_environment(), log=log):
+        services.wait_for(lambda: services.answers(f"{address}/health"), seconds=120, what="MLflow")
+        plan, client = plan_of(), MlflowClient(address)
+        run_id = finished(plan, outcome(chosen, 5, test_tokens=tested))
+        run = client.get_run(run_id)
+        assert run.info.status == "FINISHED"
+        assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
+        assert len(run.inputs.dataset_inputs) == 4
+        assert finished(plan, outcome(chosen, 5, test_tokens=tested)) == run_id
+        assert len(client.search_model_versions("name = 'clusterucb-sums'")) == 1
+        folder = Path(
+            mlflow.artifacts.download_artifacts("models:/clusterucb-sums@best", tracking_uri=address)
+        )
+        own = checkpoint_folder(chosen.checkpoint)
+        assert (folder / ADAPTER_WEIGHTS).read_bytes() == (own / ADAPTER_WEIGHTS).read_bytes()
+        load_adapter(plan.model.settings, folder, "cpu")
 
 
 def test_what_belongs_to_several_targets_bears_their_names(plan_of, chosen):
@@ -214,14 +343,14 @@ def test_what_mlflow_could_not_take_is_kept_and_sent_by_a_later_run(
     tracking = start_tracking.fn(plan, "flow-9", None)
     assert tracking.mlflow_run_id is None
     assert f"MLflow at {down} did not take this run" in caplog.text
-    finish_tracking.fn(plan, tracking, [outcome(chosen, 4)])
+    finish_tracking.fn(plan, tracking, [outcome(chosen, 4)], FIGURES)
     (kept,) = (Path(plan.workspace.home) / BUFFER).iterdir()
     assert kept.name == f"{plan.run_id}.json"
     record = Record.model_validate_json(kept.read_text("utf-8"))
 
     go(up, monkeypatch)
     (tracking,) = start(later)
-    finish_tracking.fn(later, tracking, [outcome(chosen, 5)])
+    finish_tracking.fn(later, tracking, [outcome(chosen, 5)], FIGURES)
     assert list((Path(plan.workspace.home) / BUFFER).iterdir()) == []
     client = MlflowClient(up)
     (run,) = runs_of(client, plan.run_id)
@@ -236,7 +365,8 @@ def test_what_mlflow_could_not_take_is_kept_and_sent_by_a_later_run(
     }
     assert sent == {(metric.key, metric.step, metric.value) for metric in record.metrics}
     folder = Path(client.download_artifacts(run.info.run_id, ""))
-    assert {path.name: path.read_text("utf-8") for path in folder.iterdir()} == record.files
+    texts = {path.name: path.read_text("utf-8") for path in folder.iterdir() if path.is_file()}
+    assert texts == record.files
     assert [item.info.status for item in runs_of(client, later.run_id)] == ["FINISHED"]
 
 
@@ -246,9 +376,9 @@ def test_a_run_that_loses_mlflow_on_its_way_is_completed_later_under_its_own_mlf
     plan, later = plan_of(), plan_of("seed=1")
     tracking, later_tracking = start(plan, later)
     go(down, monkeypatch)
-    finish_tracking.fn(plan, tracking, [outcome(chosen, 4)])
+    finish_tracking.fn(plan, tracking, [outcome(chosen, 4)], FIGURES)
     go(up, monkeypatch)
-    finish_tracking.fn(later, later_tracking, [outcome(chosen, 5)])
+    finish_tracking.fn(later, later_tracking, [outcome(chosen, 5)], FIGURES)
     (run,) = runs_of(MlflowClient(up), plan.run_id)
     assert (run.info.run_id, run.info.status) == (tracking.mlflow_run_id, "FINISHED")
     assert run.data.params == run_parameters(plan.config)
@@ -262,7 +392,7 @@ def test_a_run_that_must_be_tracked_fails_with_the_address_and_what_to_do(down, 
     with pytest.raises(TrackingUnavailable, match=f"^MLflow at {down} did not take this run .*{advice}"):
         start_tracking.fn(plan, None, None)
     with pytest.raises(TrackingUnavailable, match=advice):
-        finish_tracking.fn(plan, tracking, [outcome(chosen, 4)])
+        finish_tracking.fn(plan, tracking, [outcome(chosen, 4)], FIGURES)
     assert not (Path(plan.workspace.home) / BUFFER).exists()
 
 
@@ -318,11 +448,11 @@ def nested_in(client, parent):
 def test_a_comparison_is_a_run_with_one_nested_in_it_for_every_policy_and_budget(
     up, plan_of, compared, monkeypatch
 ):
-    monkeypatch.setattr("tasks.tracking._link", lambda *_: None)
+    monkeypatch.setattr("tasks.tracking.runs._link", lambda *_: None)
     plan, client = plan_of(), MlflowClient(up)
     tracking = start_comparison_tracking.fn(plan, "flow-0", None)
     for _ in range(2):
-        finish_comparison_tracking.fn(plan, tracking, compared)
+        finish_comparison_tracking.fn(plan, tracking, compared, FIGURES)
     (parent,) = runs_of(client, plan.run_id)
     assert (parent.info.status, parent.info.run_name) == ("FINISHED", f"compare {TARGET} {plan.run_id[:8]}")
     folder = Path(client.download_artifacts(parent.info.run_id, ""))
@@ -341,12 +471,12 @@ def test_a_comparison_is_a_run_with_one_nested_in_it_for_every_policy_and_budget
 def test_a_comparison_that_mlflow_could_not_take_is_sent_later_with_its_nested_runs(
     up, down, plan_of, compared, chosen, monkeypatch
 ):
-    monkeypatch.setattr("tasks.tracking._link", lambda *_: None)
+    monkeypatch.setattr("tasks.tracking.runs._link", lambda *_: None)
     plan, later = plan_of(), plan_of("seed=1")
     go(down, monkeypatch)
-    finish_comparison_tracking.fn(plan, start_comparison_tracking.fn(plan, "flow-0", None), compared)
+    finish_comparison_tracking.fn(plan, start_comparison_tracking.fn(plan, "flow-0", None), compared, FIGURES)
     go(up, monkeypatch)
-    finish_tracking.fn(later, start_tracking.fn(later, "flow-1", None), [outcome(chosen, 4)])
+    finish_tracking.fn(later, start_tracking.fn(later, "flow-1", None), [outcome(chosen, 4)], FIGURES)
     client = MlflowClient(up)
     (parent,) = runs_of(client, plan.run_id)
     assert parent.info.run_name == f"compare {TARGET} {plan.run_id[:8]}"

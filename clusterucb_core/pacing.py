@@ -1,0 +1,81 @@
+"""Progress of long tasks as log lines: done of total, rate and time left, at most one every few seconds."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+REPORT_EVERY_S = 5.0
+Item = TypeVar("Item")
+
+
+@dataclass
+class Pace:
+    """How far a long task has come.
+
+    Attributes:
+        log: where its lines go.
+        what: the task.
+        unit: what it counts.
+        total: how many there are, None where nobody knows before the end.
+        done: how many are done; it grows.
+        began_at: when the task began, on the monotonic clock.
+        reported_at: when its last line was written; none was, before it has lasted long enough for one.
+    """
+
+    log: logging.Logger
+    what: str
+    unit: str
+    total: int | None
+    done: int = 0
+    began_at: float = field(default_factory=time.monotonic)
+    reported_at: float = field(default_factory=time.monotonic)
+
+
+def advance(pace: Pace, count: int = 1, detail: str = "") -> None:
+    """Count what has been done, and log where it has come to where the last line is some seconds old.
+
+    Args:
+        pace: the task.
+        count: how many more are done.
+        detail: what else there is to tell.
+    """
+    pace.done += count
+    now = time.monotonic()
+    if now - pace.reported_at < REPORT_EVERY_S:
+        return
+    pace.reported_at = now
+    counted = pace_text(pace.done, pace.total, unit=pace.unit, seconds=now - pace.began_at)
+    pace.log.info("%s: %s%s", pace.what, counted, f"; {detail}" if detail else "")
+
+
+def paced(items: Iterable[Item], pace: Pace) -> Iterator[Item]:
+    """Yield items, and count each as done when the next one is asked for."""
+    for item in items:
+        yield item
+        advance(pace)
+
+
+def pace_text(done: int, total: int | None, *, unit: str, seconds: float) -> str:
+    """Return a text such as `1,200 of 4,800 samples, 85/s, 42 s left`.
+
+    Args:
+        done: how many are done.
+        total: how many there are, None where it is not known.
+        unit: what is counted.
+        seconds: the time that it took so far.
+    """
+    rate = done / max(seconds, 1e-9)
+    text = f"{done:,} {unit}" if total is None else f"{done:,} of {total:,} {unit}"
+    text += f", {rate:,.0f}/s" if rate >= 10 else f", {rate:.2g}/s"
+    if total is None or not 0 < done < total:
+        return text
+    return f"{text}, {duration_text((total - done) / rate)} left"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in the unit that suits it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

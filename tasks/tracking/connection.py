@@ -1,0 +1,33 @@
+"""Where MLflow is, and the errors that it does not answer with. Reads environment variables."""
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+
+def tracking_uri(home: str) -> str:
+    """Return the user's own tracking URI, else the SQLite file of the state folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(home) / 'mlflow.db'}"
+
+
+def masked(text: str, address: str) -> str:
+    """Return a text with the user and password of an address masked."""
+    user, at, _ = urlsplit(address).netloc.rpartition("@")
+    return text.replace(user + at, "***@") if at else text
+
+
+def open_client(home: str) -> Any:
+    """Return a client of the tracking server and the model registry."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri(home))
+
+
+def unreachable() -> tuple[type[Exception], ...]:
+    """Return the errors with which MLflow, its database or its server refuse."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, requests.RequestException

@@ -1,0 +1,175 @@
+"""Tasks that mirror a run to MLflow: what it took, read and gave, linked both ways.
+
+Where MLflow cannot be reached and the run may go on without it, what it should have received is kept below
+`tracking-buffer/` in the state folder and sent with the next run that reaches it.
+"""
+
+import base64
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from clusterucb_core.artifacts import fingerprint
+from clusterucb_core.comparison import CHART, REPLAYS, TABLE, ComparisonResult
+from clusterucb_core.errors import TrackingUnavailable
+from clusterucb_core.lineage import run_adapters, run_datasets
+from clusterucb_core.planning import RunPlan
+from clusterucb_core.stages.comparison_summary import SettingSummary
+from clusterucb_core.stages.summary import TargetOutcome
+from clusterucb_core.tracks import (
+    RunFigures,
+    figure_metrics,
+    run_files,
+    run_metrics,
+    run_parameters,
+    run_tags,
+    setting_metrics,
+    setting_parameters,
+)
+from tasks.tracking.buffer import flush_records, keep_record
+from tasks.tracking.connection import masked, open_client, tracking_uri, unreachable
+from tasks.tracking.records import RUN_TAG, Record, Tracking
+from tasks.tracking.sending import open_run, send_record
+
+logger = logging.getLogger(__name__)
+
+
+@task(name="start tracking")
+def start_tracking(plan: RunPlan, flow_run_id: str | None, flow_run_url: str | None) -> Tracking:
+    """Open the MLflow run of this run id, or the one that an earlier attempt opened.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached, and the run is to fail without it.
+    """
+    return _start(plan, _tags(plan, flow_run_id, flow_run_url), name=_run_name(plan))
+
+
+@task(name="start tracking comparison")
+def start_comparison_tracking(plan: RunPlan, flow_run_id: str | None, flow_run_url: str | None) -> Tracking:
+    """Open the MLflow run of this comparison, or the one that an earlier attempt opened.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached, and the run is to fail without it.
+    """
+    return _start(plan, _tags(plan, flow_run_id, flow_run_url), name=f"compare {_run_name(plan)}")
+
+
+@task(name="finish tracking")
+def finish_tracking(
+    plan: RunPlan, tracking: Tracking, outcomes: Sequence[TargetOutcome], figures: RunFigures
+) -> None:
+    """Send parameters, metrics and configuration, the data, selection and adapter of every target.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached, and the run is to fail without it.
+    """
+    limit = plan.config.evaluate.limit
+    record = Record(
+        tags=tracking.tags | run_tags(outcomes),
+        parameters=run_parameters(plan.config),
+        metrics=(*run_metrics(outcomes), *figure_metrics(figures)),
+        files=run_files(plan.config, outcomes),
+        datasets=tuple(run_datasets(figures.pool, outcomes)),
+        adapters=tuple(run_adapters(figures.pool, outcomes, run_id=plan.run_id, limit=limit)),
+    )
+    _finish(plan, tracking, record)
+
+
+@task(name="finish tracking comparison")
+def finish_comparison_tracking(
+    plan: RunPlan, tracking: Tracking, result: ComparisonResult, figures: RunFigures
+) -> None:
+    """Send the table, the replays and the chart, and a nested run for every policy and budget.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached, and the run is to fail without it.
+    """
+    folder = Path(result.folder)
+    record = Record(
+        tags=tracking.tags,
+        parameters=run_parameters(plan.config),
+        metrics=tuple(figure_metrics(figures)),
+        datasets=tuple(run_datasets(figures.pool, ())),
+        files={name: (folder / name).read_text(encoding="utf-8") for name in (TABLE, REPLAYS)},
+        images={CHART: base64.b64encode((folder / CHART).read_bytes())},
+        name=f"compare {_run_name(plan)}",
+        nested=tuple(_setting_record(plan, line) for line in result.settings),
+    )
+    _finish(plan, tracking, record)
+
+
+def _run_name(plan: RunPlan) -> str:
+    return f"{'+'.join(target.settings.name for target in plan.targets)} {plan.run_id[:8]}"
+
+
+def _setting_record(plan: RunPlan, line: SettingSummary) -> Record:
+    target = f"{line.target} " if len(plan.targets) > 1 else ""
+    budget = "" if line.budget_fraction is None else f" {line.budget_fraction:g}"
+    return Record(
+        tags={RUN_TAG: fingerprint(plan.run_id, line.target, line.policy, line.budget_fraction)},
+        parameters=setting_parameters(line),
+        metrics=tuple(setting_metrics(line)),
+        files={},
+        name=f"{target}{line.policy}{budget}",
+    )
+
+
+def _tags(plan: RunPlan, flow_run_id: str | None, flow_run_url: str | None) -> dict[str, str]:
+    return {
+        RUN_TAG: plan.run_id,
+        "prefect.flow_run_id": flow_run_id or "",
+        "prefect.flow_run_url": flow_run_url or "",
+    }
+
+
+def _start(plan: RunPlan, tags: dict[str, str], *, name: str) -> Tracking:
+    try:
+        run_id = open_run(tags, name=name, home=plan.workspace.home)
+    except unreachable() as error:
+        return _without(plan, tags, error)
+    _link(run_id, plan.workspace.home)
+    return Tracking(mlflow_run_id=run_id, tags=tags)
+
+
+def _finish(plan: RunPlan, tracking: Tracking, record: Record) -> None:
+    home = plan.workspace.home
+    if tracking.mlflow_run_id is None:
+        keep_record(record, plan.run_id, home)
+        return
+    try:
+        send_record(tracking.mlflow_run_id, record, home)
+        flush_records(home)
+    except unreachable() as error:
+        _without(plan, tracking.tags, error)
+        keep_record(record, plan.run_id, home)
+
+
+def _without(plan: RunPlan, tags: dict[str, str], error: Exception) -> Tracking:
+    uri = tracking_uri(plan.workspace.home)
+    seen = f"MLflow at {masked(uri, uri)} did not take this run ({masked(str(error), uri)})"
+    if plan.execution.when_tracking_is_down == "fail":
+        # no cause: its text may name the address with its password, and Prefect keeps what is logged
+        raise TrackingUnavailable(
+            f"{seen}; start it or correct MLFLOW_TRACKING_URI, or set execution.when_tracking_is_down=buffer "
+            "to go on and send later what it should keep"
+        ) from None
+    logger.warning("%s; what it should keep waits in tracking-buffer/", seen)
+    return Tracking(mlflow_run_id=None, tags=tags)
+
+
+def _link(run_id: str, home: str) -> None:
+    address = masked(tracking_uri(home), tracking_uri(home))
+    experiment = open_client(home).get_run(run_id).info.experiment_id
+    page = f"#/experiments/{experiment}/runs/{run_id}"
+    if address.startswith("http"):
+        link = f"{address.rstrip('/')}/{page}"
+        create_link_artifact(key="mlflow-run", link=link, link_text=f"MLflow run {run_id}")
+        return
+    # a database is no address that a browser can open
+    text = (
+        f"MLflow run `{run_id}`: start `mlflow ui --backend-store-uri {address}`, then open `/{page}` there"
+    )
+    create_markdown_artifact(text, key="mlflow-run")

@@ -1,0 +1,54 @@
+"""Progress lines: what they say, and how seldom."""
+
+import logging
+
+import pytest
+
+from clusterucb_core import pacing
+from clusterucb_core.pacing import Pace, advance, duration_text, pace_text, paced
+
+LOG = logging.getLogger("clusterucb_core.test")
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "seconds", "text"),
+    [
+        (1200, 4800, 12.0, "1,200 of 4,800 samples, 100/s, 36 s left"),
+        (1, 3, 4.0, "1 of 3 samples, 0.25/s, 8 s left"),
+        (3, 3, 4.0, "3 of 3 samples, 0.75/s"),
+        (0, 3, 4.0, "0 of 3 samples, 0/s"),
+        (500, None, 2.0, "500 samples, 250/s"),
+        (1, 1, 0.0, "1 of 1 samples, 1,000,000,000/s"),
+    ],
+)
+def test_a_line_tells_done_total_rate_and_time_left(done, total, seconds, text):
+    assert pace_text(done, total, unit="samples", seconds=seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_a_duration_has_the_unit_that_suits_it(seconds, text):
+    assert duration_text(seconds) == text
+
+
+def test_a_task_says_nothing_until_its_last_line_is_some_seconds_old(caplog):
+    caplog.set_level(logging.INFO)
+    pace = Pace(LOG, "reading", "rows", 10)
+    advance(pace, 2)
+    assert caplog.messages == []
+    pace.began_at -= 2 * pacing.REPORT_EVERY_S
+    pace.reported_at -= pacing.REPORT_EVERY_S
+    advance(pace, 3, "in a file")
+    advance(pace, 1)
+    (line,) = caplog.messages
+    assert line.startswith("reading: 5 of 10 rows, 0.5/s, 10 s left; in a file")
+    assert pace.done == 6
+
+
+def test_paced_items_are_given_in_order_and_counted_once_they_are_done():
+    pace, seen = Pace(LOG, "reading", "rows", 3), []
+    for item in paced("abc", pace):
+        seen.append((item, pace.done))
+    assert seen == [("a", 0), ("b", 1), ("c", 2)]
+    assert pace.done == 3

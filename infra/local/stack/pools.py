@@ -146,7 +146,8 @@ def _call(stack: Stack, method: str, path: str, body: Mapping[str, Any] | None =
         return httpx.request(method, f"{stack.prefect_api}/{path}", json=body, timeout=CALL_SECONDS)
     except httpx.TransportError as error:
         raise StackError(
-            f"the Prefect server at {stack.prefect_url} does not answer ({error!r}); see {stack.log('prefect')}"
+            f"the Prefect server at {stack.prefect_url} does not answer ({error!r}); "
+            f"see {stack.log('prefect')}"
         ) from error
 
 

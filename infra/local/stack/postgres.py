@@ -33,7 +33,7 @@ def postgres(stack: Stack) -> Service:
         StackError: its programs or a user to run it are missing, or the folder cannot be made.
     """
     data, account = stack.folder / "postgres" / "data", _account()
-    programs = _programs(_version(data))
+    programs = find_programs(_version(data))
     if not data.exists():
         _make_data(stack, programs, account)
     settings = [f"listen_addresses={HOST}", f"port={stack.ports['postgres']}", "unix_socket_directories="]
@@ -128,7 +128,7 @@ def _version(data: Path) -> str | None:
     return file.read_text("ascii").strip() if data.exists() else None
 
 
-def _programs(version: str | None) -> Path:
+def find_programs(version: str | None) -> Path:
     """Return the folder of PostgreSQL's programs, of one major version if one is named."""
     found = [folder for folder in _candidates() if all((folder / name).exists() for name in PROGRAMS)]
     for folder in found:

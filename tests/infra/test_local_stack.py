@@ -219,20 +219,35 @@ def test_the_deployments_are_there_and_a_worker_of_their_pool_is_online(stack, s
     assert [worker["status"] for worker in workers] == ["ONLINE"]
 
 
-def test_the_worker_executes_a_run_with_the_template_of_the_pool(stack, second, tmp_path):
+def start_run(stack: LocalStack, folder: Path, **execution: Any) -> dict[str, Any]:
     deployment = stack.api("GET", "deployments/name/clusterucb/pipeline")
-    config = load_config(write_demo(tmp_path, recipe=RECIPE).config, [])[0].model_dump(mode="json")
-    wanted = {"config": config, "execution": {"runner": "trains"}}  # ends it as soon as the flow has begun
-    run = stack.api("POST", f"deployments/{deployment['id']}/create_flow_run", {"parameters": wanted})
+    config = load_config(write_demo(folder, recipe=RECIPE).config, [])[0].model_dump(mode="json")
+    wanted = {"parameters": {"config": config, "execution": execution}}
+    return stack.api("POST", f"deployments/{deployment['id']}/create_flow_run", wanted)
+
+
+def wait_for_state(stack: LocalStack, run: dict[str, Any], *states: str) -> dict[str, Any]:
     end = time.monotonic() + 240
-    while (found := stack.api("GET", f"flow_runs/{run['id']}"))["state_type"] not in ("FAILED", "CRASHED"):
+    while (found := stack.api("GET", f"flow_runs/{run['id']}"))["state_type"] not in states:
         assert time.monotonic() < end, f"the run is still {found['state_name']}"
         time.sleep(1)
+    return found
+
+
+def test_the_worker_executes_a_run_with_the_template_of_the_pool(stack, second, tmp_path):
+    run = start_run(
+        stack, tmp_path, runner="trains"
+    )  # no such executor: it ends as soon as the flow has begun
+    found = wait_for_state(stack, run, "FAILED", "CRASHED")
     assert "execution.runner='trains'" in found["state"]["message"]
 
 
-def test_after_down_no_process_is_left_and_the_data_stay(stack, second):
-    assert stack.script("down").returncode == 0
+def test_after_down_no_process_is_left_and_the_data_stay(stack, second, tmp_path):
+    run = start_run(stack, tmp_path)
+    wait_for_state(stack, run, "RUNNING")
+    done = stack.script("down")
+    assert done.returncode == 0
+    assert f"run {run['name']} is recorded as ended" in done.stderr  # else it would hold up the next for ever
     assert stack.processes() == []
     assert stack.pids() == {}
     assert (stack.folder / "postgres" / "data" / "PG_VERSION").exists()

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 
 from . import layout
 from .errors import StackError
@@ -21,8 +22,9 @@ from .pools import (
     undeclared_deployments,
 )
 from .postgres import make_databases, postgres
-from .processes import Service, start, stop, wait_ready
-from .services import known_services, mlflow_server, prefect_server, worker
+from .processes import Service, running, start, stop, wait_ready
+from .runs import end_lost_runs
+from .services import WORKER_PREFIX, known_services, mlflow_server, prefect_server, worker, worker_name
 
 WAIT_SECONDS = 180
 
@@ -85,7 +87,9 @@ def _up(stack: Stack, *, seconds: float) -> None:
         _tell("deploying what prefect.yaml declares")
         deploy(stack)
         _tell_leftovers(stack, pools)
-        _bring_up(stack, [worker(stack, pool) for pool in pools if kinds[pool] == POOL_TYPE], seconds=seconds)
+        ours = [pool for pool in pools if kinds[pool] == POOL_TYPE]
+        _end_lost_runs(stack, [pool for pool in ours if not running(stack, worker_name(pool))])
+        _bring_up(stack, [worker(stack, pool) for pool in ours], seconds=seconds)
         for pool in (pool for pool in pools if kinds[pool] != POOL_TYPE):
             _tell(f"work pool {pool} is of type {kinds[pool]}: start its worker where its runs belong")
         _write_env(stack)
@@ -100,13 +104,29 @@ def _down(stack: Stack, *, delete: bool) -> None:
         _tell(f"there is no stack in {stack.folder}")
         return
     with _alone(stack):
-        stopped = [name for name in known_services(stack) if stop(stack, name)]
+        services = known_services(stack)
+        workers = [name for name in services if name.startswith(WORKER_PREFIX)]
+        stopped = [name for name in workers if stop(stack, name)]
+        if server := running(stack, "prefect"):
+            stack = replace(stack, ports={**stack.ports, "prefect": server.port or stack.ports["prefect"]})
+            try:
+                _end_lost_runs(stack, [name.removeprefix(WORKER_PREFIX) for name in workers])
+            except StackError as error:
+                # a server that is ill has to be stopped all the same; `up` tries again
+                _tell(f"the end of runs that were under way could not be recorded: {error}")
+        stopped += [name for name in services if name not in workers and stop(stack, name)]
     _tell(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
     if delete:
         shutil.rmtree(stack.folder)
         _tell(f"removed {stack.folder}: databases, MLflow's artifacts, logs and passwords")
     else:
         _tell(f"the data stay in {stack.folder}; `down --delete` removes them")
+
+
+def _end_lost_runs(stack: Stack, pools: Sequence[str]) -> None:
+    for pool in pools:
+        for name in end_lost_runs(stack, pool, service=worker_name(pool)):
+            _tell(f"run {name} is recorded as ended, as its process is gone; started again, it goes on")
 
 
 def _tell_leftovers(stack: Stack, pools: Sequence[str]) -> None:

@@ -4,24 +4,21 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import httpx
 import yaml
 
+from .api import call, content, find
 from .errors import StackError
 from .layout import Stack, clean_environment
 
 POOL_TYPE = "process"
 TEMPLATE = Path("infra") / "work-pools" / f"{POOL_TYPE}.json"
 DEPLOY_SECONDS = 300
-CALL_SECONDS = 60
 OUTPUT_LINES = 25
 NOT_FOUND = 404
-PAGE = 200  # the most records that the server returns at once
 _OF_A_TRIGGER = re.compile(r"__automation_\d+$")  # the name that `prefect deploy` gives
 
 
@@ -39,12 +36,12 @@ def ensure_pool(stack: Stack, pool: str) -> str:
 
     A pool that is there stays as it is: its template may have been edited in the pages of the server.
     """
-    answer = _call(stack, "GET", f"work_pools/{pool}")
+    answer = call(stack, "GET", f"work_pools/{pool}")
     if answer.status_code == NOT_FOUND:
         template = json.loads((stack.checkout / TEMPLATE).read_text("utf-8"))
         body = {"name": pool, "type": POOL_TYPE, "base_job_template": template}
-        answer = _call(stack, "POST", "work_pools/", body)
-    return _content(answer, f"work pool {pool}")["type"]
+        answer = call(stack, "POST", "work_pools/", body)
+    return content(answer, f"work pool {pool}")["type"]
 
 
 def deploy(stack: Stack) -> None:
@@ -77,10 +74,10 @@ def deploy(stack: Stack) -> None:
 
 def workers_online(stack: Stack, pool: str, *, since: float) -> bool:
     """Return whether a worker of a pool has reported since a time, in seconds since 1970."""
-    answer = _call(stack, "POST", f"work_pools/{pool}/workers/filter", {})
+    answer = call(stack, "POST", f"work_pools/{pool}/workers/filter", {})
     return any(
         item["status"] == "ONLINE" and datetime.fromisoformat(item["last_heartbeat_time"]).timestamp() > since
-        for item in _content(answer, f"the workers of {pool}")
+        for item in content(answer, f"the workers of {pool}")
     )
 
 
@@ -91,8 +88,8 @@ def undeclared_deployments(stack: Stack, pools: Sequence[str]) -> list[str]:
     """
     names = {item["name"] for item in _declared(stack)}
     chosen = {"work_pools": {"name": {"any_": list(pools)}}}
-    deployments = _find(stack, "deployments", **chosen)
-    flows = {flow["id"]: flow["name"] for flow in _find(stack, "flows")}
+    deployments = find(stack, "deployments", **chosen)
+    flows = {flow["id"]: flow["name"] for flow in find(stack, "flows")}
     return sorted(
         f"{flows.get(item['flow_id'], '?')}/{item['name']}"
         for item in deployments
@@ -106,25 +103,14 @@ def remove_orphaned_automations(stack: Stack) -> list[str]:
     Deploying again replaces a deployment's automations, but deleting it leaves them: each would fail at every
     event, and once the deployment is back look like a second copy.
     """
-    known = {item["id"] for item in _find(stack, "deployments")}
+    known = {item["id"] for item in find(stack, "deployments")}
     removed: list[str] = []
-    for automation in _find(stack, "automations"):
+    for automation in find(stack, "automations"):
         starts = [action.get("deployment_id") for action in automation["actions"]]
         if _OF_A_TRIGGER.search(automation["name"]) and starts and all(starts) and known.isdisjoint(starts):
-            _call(stack, "DELETE", f"automations/{automation['id']}").raise_for_status()
+            call(stack, "DELETE", f"automations/{automation['id']}").raise_for_status()
             removed.append(automation["name"])
     return removed
-
-
-def _find(stack: Stack, kind: str, **filters: Any) -> list[dict[str, Any]]:
-    """Return all records of a kind that match, page by page."""
-    found: list[dict[str, Any]] = []
-    while True:
-        body = {**filters, "limit": PAGE, "offset": len(found)}
-        page = _content(_call(stack, "POST", f"{kind}/filter", body), f"the list of {kind}")
-        found += page
-        if len(page) < PAGE:
-            return found
 
 
 def _declared(stack: Stack) -> list[dict[str, str]]:
@@ -139,19 +125,3 @@ def _declared(stack: Stack) -> list[dict[str, str]]:
             f"{path} cannot be used ({error!r}); give `deployments`, each with a `name` and "
             "`work_pool: {name: ...}`"
         ) from error
-
-
-def _call(stack: Stack, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
-    try:
-        return httpx.request(method, f"{stack.prefect_api}/{path}", json=body, timeout=CALL_SECONDS)
-    except httpx.TransportError as error:
-        raise StackError(
-            f"the Prefect server at {stack.prefect_url} does not answer ({error!r}); "
-            f"see {stack.log('prefect')}"
-        ) from error
-
-
-def _content(answer: httpx.Response, what: str) -> Any:
-    if not answer.is_success:
-        raise StackError(f"the Prefect server refused {what}: {answer.status_code} {answer.text[:500]}")
-    return answer.json()

@@ -57,12 +57,14 @@ class Running:
         began: when the process began, as the kernel tells it.
         started_at: when it was started, in seconds since 1970.
         line: the command line that it was started with.
+        port: the port of loopback that it listens on; None where it does not listen.
     """
 
     pid: int
     began: str
     started_at: float
     line: list[str]
+    port: int | None
 
 
 def running(stack: Stack, name: str) -> Running | None:
@@ -93,7 +95,7 @@ def start(stack: Stack, service: Service) -> bool:
             )
         return False
     if service.port is not None:
-        _kill(_started_by(stack, service.name))  # a server that was killed leaves children on its port
+        _kill(started_by(stack, service.name))  # a server that was killed leaves children on its port
         _require_free(service.port, service.name)
     _launch(stack, service)
     return True
@@ -126,10 +128,21 @@ def stop(stack: Stack, name: str) -> bool:
         process.send_signal(signal.SIGINT if name == "postgres" else signal.SIGTERM)
         _, alive = psutil.wait_procs([process], timeout=STOP_SECONDS)
         _kill(alive)
-    left = _started_by(stack, name)
+    left = started_by(stack, name)
     _kill(left)
     stack.pid_file(name).unlink(missing_ok=True)
     return bool(present or left)
+
+
+def started_by(stack: Stack, name: str) -> list[psutil.Process]:
+    """Return the living processes that a service is, or began, however far down."""
+    mark, found = _mark(stack, name), list[psutil.Process]()
+    for process in psutil.process_iter():
+        # of a process of somebody else neither is known, and none of ours belongs to somebody else
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def _launch(stack: Stack, service: Service) -> None:
@@ -151,7 +164,9 @@ def _launch(stack: Stack, service: Service) -> None:
             group=None if account is None else account.pw_gid,
             extra_groups=None if account is None else [],
         )
-    record = Running(process.pid, _began(process.pid) or "ended", time.time(), list(service.line))
+    record = Running(
+        process.pid, _began(process.pid) or "ended", time.time(), list(service.line), service.port
+    )
     temporary = stack.pid_file(service.name).with_suffix(".new")
     temporary.write_text(json.dumps(asdict(record)), "utf-8")
     temporary.replace(stack.pid_file(service.name))
@@ -172,16 +187,6 @@ def _began(pid: int) -> str | None:
     return (
         f"{boot} {fields[19]}"  # clock ticks since boot: field 22 of all, of which the first two are cut off
     )
-
-
-def _started_by(stack: Stack, name: str) -> list[psutil.Process]:
-    mark, found = _mark(stack, name), list[psutil.Process]()
-    for process in psutil.process_iter():
-        # of a process of somebody else neither is known, and none of ours belongs to somebody else
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 def _mark(stack: Stack, name: str) -> str:

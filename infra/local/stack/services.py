@@ -10,8 +10,8 @@ from .passwords import password_file
 from .pools import workers_online
 from .postgres import database_url
 from .processes import Service
+from .runs import WORKER
 
-WORKER = "local"
 QUERY_SECONDS = "3"  # how often a worker asks for runs; Prefect's own 10 make a short run mostly waiting
 WORKER_PREFIX = "worker-"
 

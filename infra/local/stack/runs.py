@@ -12,8 +12,8 @@ LOST = "its process ended with the local stack or this machine; start it again: 
 def end_lost_runs(stack: Stack, pool: str, *, service: str) -> list[str]:
     """Record the end of the runs of a pool's worker that have no process, and return their names.
 
-    Only while the worker is down: it may just have accepted a run that has no process yet. A run goes on where
-    its worker alone was killed, and is left to end by itself.
+    Only while the worker is down: it may just have accepted a run that has no process yet. A run goes on
+    where its worker alone was killed, and is left to end by itself.
 
     Args:
         stack: the stack, with its Prefect server running.

@@ -115,7 +115,7 @@ def test_counts_add_up_by_source_and_in_total(folder: Path) -> None:
     by_source = {source.source: source for source in counts.sources}
     assert list(by_source) == ["a", "b", "c"]
     assert by_source["a"].model_dump() == {
-        "source": "a", "rows_read": 5, "samples_read": 2, "kept": 1, "duplicates": 1,
+        "source": "a", "rows_read": 5, "samples_read": 2, "kept": 1, "duplicates": 1, "withdrawn": 0,
         "quarantined": {"no_prompt": 1, "no_answer": 2},
     }  # fmt: skip
     assert (by_source["b"].duplicates, by_source["c"].rows_read) == (1, 0)

@@ -11,6 +11,7 @@ from flows.rendering import counted, print_json, print_table, say, tell
 
 if TYPE_CHECKING:
     from clusterucb_core.erasure import ErasureResult
+    from clusterucb_core.workspace import Workspace
 
 HOW = {
     "sample": "trained on a sample",
@@ -55,7 +56,6 @@ def withdraw(
     if not reason.strip():
         raise typer.BadParameter("--reason is empty; say why, the catalog keeps it")
 
-    from clusterucb_core.erasure import erase_samples
     from clusterucb_core.errors import MissingArtifact
     from clusterucb_core.store import open_catalog, withdraw_samples
     from clusterucb_core.workspace import Workspace
@@ -65,7 +65,7 @@ def withdraw(
         raise MissingArtifact(f"there is no catalog at {workspace.catalog}; run `clusterucb run` first")
     with open_catalog(workspace.catalog) as con:
         every = withdraw_samples(con, wanted, reason=reason)
-    result = erase_samples(every, workspace, reason=reason, roots=storage_roots or ()) if erase else None
+    result = _erase(every, workspace, reason=reason, roots=storage_roots or []) if erase else None
     if as_json:
         erased = None if result is None else result.model_dump(mode="json")
         print_json({"withdrawn": every, "named": wanted, "erasure": erased})
@@ -78,6 +78,14 @@ def withdraw(
     )
     if result is not None:
         _print_erasure(result)
+
+
+def _erase(
+    sample_ids: list[str], workspace: "Workspace", *, reason: str, roots: list[Path]
+) -> "ErasureResult":
+    from clusterucb_core.erasure import erase_samples  # with all stages, which to withdraw takes no time for
+
+    return erase_samples(sample_ids, workspace, reason=reason, roots=roots)
 
 
 def _wanted(named: list[str], id_file: Path | None) -> list[str]:

@@ -1,0 +1,179 @@
+"""A sample taken out of a whole run: its text is found everywhere before, and nowhere after."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from clusterucb_core.demo import write_demo
+from clusterucb_core.demo.tiny_model import TinyModelRecipe
+from clusterucb_core.erasure import ErasureResult, erase_samples
+from clusterucb_core.export import export_selection
+from clusterucb_core.pool.ingest import ingest_counts
+from clusterucb_core.stages.features import open_store
+from clusterucb_core.stages.intake import candidate_ids, read_target
+from clusterucb_core.stages.models import open_chat
+from clusterucb_core.store import (
+    backup_catalog,
+    open_catalog,
+    pool_messages,
+    pool_sample_ids,
+    pool_version,
+    selection_samples,
+    withdraw_samples,
+)
+
+RECIPE = TinyModelRecipe(vocabulary=300, hidden=16, layers=1, heads=2, steps=2, batch_samples=4)
+SMALL = ("pool.max_samples=300", "warmup.epochs=2", "finetune.epochs=1", "clusters.k=4")
+
+
+@dataclass(frozen=True)
+class Erased:
+    """A run before and after one of its selected samples was erased, and a second run."""
+
+    sample_id: str
+    texts: list[str]
+    home: Path
+    exports: Path
+    before: dict[str, list[str]]
+    decoded_before: list[str]
+    feature_bytes: list[bytes]
+    holding_features_before: list[str]
+    result: ErasureResult
+    first: object
+    second: object
+
+
+@pytest.fixture(scope="module")
+def erased(plain, find_text, tmp_path_factory) -> Erased:
+    folder = tmp_path_factory.mktemp("erasure")
+    config = write_demo(folder / "demo", recipe=RECIPE).config
+    home, exports = folder / "home", folder / "exports"
+    first = plain.run_plain(config, home, *SMALL)
+    workspace = first.plan.workspace
+    for shape in ("jsonl", "parquet"):
+        export_selection(workspace.catalog, 1, exports / f"out.{shape}", format=shape)
+    backup_catalog(workspace)
+    sample_id, texts = rare_selected(first)
+    before = find_text(texts, home, exports)
+    decoded = holding_tokens(home, first, texts)
+    features = feature_bytes(first, sample_id)
+    holding = holding_bytes(home, features)
+    with open_catalog(workspace.catalog) as con:
+        every = withdraw_samples(con, [sample_id], reason="asked for")
+    result = erase_samples(every, workspace, reason="asked for")
+    second = plain.run_plain(config, shutil.copytree(home, folder / "next"), *SMALL)
+    return Erased(sample_id, texts, home, exports, before, decoded, features, holding, result, first, second)
+
+
+def rare_selected(run) -> tuple[str, list[str]]:
+    """Return a selected sample with a prompt that no other sample and no target row holds, and the prompt."""
+    with open_catalog(run.plan.workspace.catalog, read_only=True) as con:
+        ids = selection_samples(con, 1)["sample_id"].to_list()
+        every = pool_messages(con, pool_sample_ids(con, 1))
+    texts = dict(zip(every["sample_id"], every["messages"], strict=True))
+    target = json.dumps(
+        [[m.content for m in row.messages] for row in read_target(run.inputs.target).validation]
+    )
+    for sample_id in ids:
+        prompt = json.loads(texts[sample_id])[0]["content"]
+        escaped = json.dumps(prompt, ensure_ascii=False)[1:-1]
+        others = [name for name, text in texts.items() if escaped in text and name != sample_id]
+        if not others and escaped not in target and len(prompt) > 12:
+            return sample_id, [prompt]
+    raise AssertionError("the demo selects no sample with a prompt of its own")
+
+
+def holding_tokens(home: Path, run, texts: list[str]) -> list[str]:
+    """Return the token files below a folder whose numbers decode to one of the texts."""
+    tokenizer = open_chat(run.plan.model).tokenizer
+    return [
+        str(path)
+        for path in sorted(home.rglob("input_ids.npy"))
+        if any(text in tokenizer.decode(np.load(path).tolist()) for text in texts)
+    ]
+
+
+def feature_bytes(run, sample_id: str) -> list[bytes]:
+    """Return the stored rows of a sample in every space that holds it."""
+    found = []
+    for path in Path(run.plan.workspace.artifacts).glob("features/*/*/manifest.json"):
+        ids = json.loads(path.read_text())["sample_ids"]
+        if sample_id in ids:
+            found.append(np.load(path.with_name("features.npy"))[ids.index(sample_id)].tobytes())
+    return found
+
+
+def holding_bytes(folder: Path, rows: list[bytes]) -> list[str]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [str(path) for path in files if any(row in path.read_bytes() for row in rows)]
+
+
+def test_the_search_finds_the_text_and_the_features_before(erased):
+    names = {Path(path).name for path in erased.before}
+    assert names >= {"catalog.duckdb", "samples.parquet", "out.jsonl", "out.parquet"}
+    assert any(name.startswith("catalog-") for name in names), "the backup"
+    assert erased.decoded_before
+    assert len(erased.feature_bytes) >= 3
+    assert len(erased.holding_features_before) >= 3
+
+
+def test_the_search_finds_nothing_after(erased, find_text):
+    assert find_text(erased.texts, erased.home, erased.exports) == {}
+    assert holding_tokens(erased.home, erased.first, erased.texts) == []
+    assert holding_bytes(erased.home, erased.feature_bytes) == []
+
+
+def test_the_raw_bytes_of_the_catalog_do_not_hold_the_text(erased):
+    files = [erased.home / "catalog.duckdb", *(erased.home / "backups").iterdir()]
+    assert len(files) == 2
+    assert not [path for path in files for text in erased.texts if text.encode() in path.read_bytes()]
+
+
+def test_the_old_version_still_tells_the_id_without_a_text(erased):
+    with open_catalog(erased.home / "catalog.duckdb", read_only=True) as con:
+        samples = selection_samples(con, 1)
+    row = samples.row(by_predicate=pl.col("sample_id") == erased.sample_id, named=True)
+    assert row["messages"] is None
+    assert row["influence"] is not None
+    assert samples["messages"].null_count() == 1
+
+
+def test_exports_lack_the_sample_and_keep_their_ranks(erased):
+    table = pl.read_parquet(erased.exports / "out.parquet")
+    assert erased.sample_id not in table["sample_id"].to_list()
+    assert (len(table), table["rank"].max()) == (14, 15)
+    assert len((erased.exports / "out.jsonl").read_text().splitlines()) == 14
+
+
+def test_the_weights_that_learned_from_it_and_its_source_row_are_named(erased):
+    last = erased.first.chosen.trainings[-1]
+    assert last.path in [training.path for training in erased.result.trainings if training.how == "sample"]
+    assert [origin.sample_id for origin in erased.result.origins] == [erased.sample_id]
+    assert erased.result.origins[0].row_number >= 1
+
+
+def test_the_next_run_is_without_the_sample(erased, find_text, tmp_path):
+    run, sample_id = erased.second, erased.sample_id
+    assert ingest_counts(run.inputs.pool).withdrawn >= 1
+    assert sample_id not in candidate_ids(run.inputs.candidates)
+    with open_catalog(run.plan.workspace.catalog, read_only=True) as con:
+        version = pool_version(con)
+        assert (version.pool_version, version.n_removed) == (2, 1)
+        assert sample_id not in pool_sample_ids(con, 2)
+        (new,) = run.result.versions
+        assert sample_id not in selection_samples(con, new)["sample_id"].to_list()
+        for table in ("pulls", "selection_samples"):
+            query = f"SELECT count(*) FROM {table} WHERE selection_version = ? AND sample_id = ?"
+            assert con.execute(query, [new, sample_id]).fetchall() == [(0,)]
+        assert con.execute(
+            "SELECT count(*) FROM feature_rows WHERE sample_id = ?", [sample_id]
+        ).fetchall() == [(0,)]
+    for space in run.chosen.periods[0].spec.spaces:
+        assert sample_id not in open_store(space, run.plan.workspace).known
+    export_selection(run.plan.workspace.catalog, new, tmp_path / "exports" / "out.jsonl")
+    assert find_text(erased.texts, Path(run.plan.workspace.home), tmp_path / "exports") == {}

@@ -1,7 +1,6 @@
 """A sample taken out of a whole run: its text is found everywhere before, and nowhere after."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +18,17 @@ from clusterucb_core.stages.intake import candidate_ids, read_target
 from clusterucb_core.stages.models import open_chat
 from clusterucb_core.store import (
     backup_catalog,
+    catalog_backups,
     open_catalog,
     pool_messages,
     pool_sample_ids,
     pool_version,
+    rewrite_catalog,
+    rewriting,
     selection_samples,
     withdraw_samples,
 )
+from clusterucb_core.store.statements import run
 
 RECIPE = TinyModelRecipe(vocabulary=300, hidden=16, layers=1, heads=2, steps=2, batch_samples=4)
 SMALL = ("pool.max_samples=300", "warmup.epochs=2", "finetune.epochs=1", "clusters.k=4")
@@ -40,6 +43,10 @@ class Erased:
     home: Path
     exports: Path
     before: dict[str, list[str]]
+    raw_before: set[str]
+    after: dict[str, list[str]]
+    raw_after: set[str]
+    raw_others: set[str]
     decoded_before: list[str]
     feature_bytes: list[bytes]
     holding_features_before: list[str]
@@ -49,7 +56,22 @@ class Erased:
 
 
 @pytest.fixture(scope="module")
-def erased(plain, find_text, tmp_path_factory) -> Erased:
+def plain_bytes():
+    """Let rewritten catalogs hold text as it is: compressed, no search of raw bytes would find it before."""
+    attached = rewriting._attached
+
+    def uncompressed(path):
+        con = attached(path)
+        run(con, "PRAGMA force_compression = 'uncompressed'")
+        return con
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewriting, "_attached", uncompressed)
+        yield
+
+
+@pytest.fixture(scope="module")
+def erased(plain, plain_bytes, find_text, tmp_path_factory) -> Erased:
     folder = tmp_path_factory.mktemp("erasure")
     config = write_demo(folder / "demo", recipe=RECIPE).config
     home, exports = folder / "home", folder / "exports"
@@ -58,16 +80,36 @@ def erased(plain, find_text, tmp_path_factory) -> Erased:
     for shape in ("jsonl", "parquet"):
         export_selection(workspace.catalog, 1, exports / f"out.{shape}", format=shape)
     backup_catalog(workspace)
+    for path in (workspace.catalog, *catalog_backups(workspace)):
+        rewrite_catalog(path, lambda con: None)
     sample_id, texts = rare_selected(first)
-    before = find_text(texts, home, exports)
+    before, raw = find_text(texts, home, exports), set(raw_files(texts, home, exports))
     decoded = holding_tokens(home, first, texts)
     features = feature_bytes(first, sample_id)
     holding = holding_bytes(home, features)
     with open_catalog(workspace.catalog) as con:
         every = withdraw_samples(con, [sample_id], reason="asked for")
     result = erase_samples(every, workspace, reason="asked for")
-    second = plain.run_plain(config, shutil.copytree(home, folder / "next"), *SMALL)
-    return Erased(sample_id, texts, home, exports, before, decoded, features, holding, result, first, second)
+    after = find_text(texts, home, exports)
+    raw_after, raw_others = (set(raw_files(said, home)) for said in (texts, [other_text(first, sample_id)]))
+    second = plain.run_plain(config, home, *SMALL)
+    return Erased(
+        sample_id=sample_id,
+        texts=texts,
+        home=home,
+        exports=exports,
+        before=before,
+        raw_before=raw,
+        after=after,
+        raw_after=raw_after,
+        raw_others=raw_others,
+        decoded_before=decoded,
+        feature_bytes=features,
+        holding_features_before=holding,
+        result=result,
+        first=first,
+        second=second,
+    )
 
 
 def rare_selected(run) -> tuple[str, list[str]]:
@@ -86,6 +128,20 @@ def rare_selected(run) -> tuple[str, list[str]]:
         if not others and escaped not in target and len(prompt) > 12:
             return sample_id, [prompt]
     raise AssertionError("the demo selects no sample with a prompt of its own")
+
+
+def other_text(run, sample_id: str) -> str:
+    """Return the prompt of another sample."""
+    with open_catalog(run.plan.workspace.catalog, read_only=True) as con:
+        every = pool_messages(con, pool_sample_ids(con, 1))
+    others = every.filter(pl.col("sample_id") != sample_id)["messages"]
+    prompts = (json.loads(text)[0]["content"] for text in others)
+    return next(prompt for prompt in prompts if json.dumps(prompt)[1:-1] == prompt)  # nothing to escape
+
+
+def raw_files(texts: list[str], *folders: Path) -> list[str]:
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [str(path) for path in files if any(text.encode() in path.read_bytes() for text in texts)]
 
 
 def holding_tokens(home: Path, run, texts: list[str]) -> list[str]:
@@ -117,21 +173,21 @@ def test_the_search_finds_the_text_and_the_features_before(erased):
     names = {Path(path).name for path in erased.before}
     assert names >= {"catalog.duckdb", "samples.parquet", "out.jsonl", "out.parquet"}
     assert any(name.startswith("catalog-") for name in names), "the backup"
+    catalogs = [erased.home / "catalog.duckdb", *(erased.home / "backups").iterdir()]
+    assert erased.raw_before >= {str(path) for path in catalogs}
     assert erased.decoded_before
     assert len(erased.feature_bytes) >= 3
     assert len(erased.holding_features_before) >= 3
 
 
-def test_the_search_finds_nothing_after(erased, find_text):
+def test_the_search_finds_nothing_after_and_nothing_after_the_next_run(erased, find_text):
+    assert erased.after == {}
+    assert erased.raw_after == set()
+    catalogs = [erased.home / "catalog.duckdb", *(erased.home / "backups").iterdir()]
+    assert erased.raw_others >= {str(path) for path in catalogs}, "the search finds no other text either"
     assert find_text(erased.texts, erased.home, erased.exports) == {}
     assert holding_tokens(erased.home, erased.first, erased.texts) == []
     assert holding_bytes(erased.home, erased.feature_bytes) == []
-
-
-def test_the_raw_bytes_of_the_catalog_do_not_hold_the_text(erased):
-    files = [erased.home / "catalog.duckdb", *(erased.home / "backups").iterdir()]
-    assert len(files) == 2
-    assert not [path for path in files for text in erased.texts if text.encode() in path.read_bytes()]
 
 
 def test_the_old_version_still_tells_the_id_without_a_text(erased):
@@ -158,14 +214,14 @@ def test_the_weights_that_learned_from_it_and_its_source_row_are_named(erased):
 
 
 def test_the_next_run_is_without_the_sample(erased, find_text, tmp_path):
-    run, sample_id = erased.second, erased.sample_id
-    assert ingest_counts(run.inputs.pool).withdrawn >= 1
-    assert sample_id not in candidate_ids(run.inputs.candidates)
-    with open_catalog(run.plan.workspace.catalog, read_only=True) as con:
+    second, sample_id = erased.second, erased.sample_id
+    assert ingest_counts(second.inputs.pool).withdrawn >= 1
+    assert sample_id not in candidate_ids(second.inputs.candidates)
+    with open_catalog(second.plan.workspace.catalog, read_only=True) as con:
         version = pool_version(con)
         assert (version.pool_version, version.n_removed) == (2, 1)
         assert sample_id not in pool_sample_ids(con, 2)
-        (new,) = run.result.versions
+        (new,) = second.result.versions
         assert sample_id not in selection_samples(con, new)["sample_id"].to_list()
         for table in ("pulls", "selection_samples"):
             query = f"SELECT count(*) FROM {table} WHERE selection_version = ? AND sample_id = ?"
@@ -173,7 +229,7 @@ def test_the_next_run_is_without_the_sample(erased, find_text, tmp_path):
         assert con.execute(
             "SELECT count(*) FROM feature_rows WHERE sample_id = ?", [sample_id]
         ).fetchall() == [(0,)]
-    for space in run.chosen.periods[0].spec.spaces:
-        assert sample_id not in open_store(space, run.plan.workspace).known
-    export_selection(run.plan.workspace.catalog, new, tmp_path / "exports" / "out.jsonl")
-    assert find_text(erased.texts, Path(run.plan.workspace.home), tmp_path / "exports") == {}
+    for space in second.chosen.periods[0].spec.spaces:
+        assert sample_id not in open_store(space, second.plan.workspace).known
+    export_selection(second.plan.workspace.catalog, new, tmp_path / "exports" / "out.jsonl")
+    assert find_text(erased.texts, tmp_path / "exports") == {}

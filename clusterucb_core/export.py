@@ -76,12 +76,15 @@ def export_selection(
         raise InvalidConfig(f"export format {format!r} is unknown; known formats: {known}")
     if out.is_dir():
         raise InvalidConfig(f"{out} is a folder; name the file to write")
-    found, samples = _samples(catalog, version)
+    found = _exported(catalog, version)
+    for count, what in ((found.erased, "erased"), (found.withdrawn, "withdrawn")):
+        if count:
+            logger.warning("%d %s samples of version %d are left out", count, what, found.version)
     with _replacement(out) as draft:
-        _write(samples, draft, shape=format)
+        _write(found.samples, draft, shape=format)
         # first the record, then the name: no text lies where nobody would look for it
-        _record(catalog, out, draft, version=found, shape=format)
-    return ExportResult(path=str(out), n=len(samples), format=format, version=found)
+        _record(catalog, out, draft, version=found.version, shape=format)
+    return ExportResult(path=str(out), n=len(found.samples), format=format, version=found.version)
 
 
 def renew_export(catalog: Path, record: ExportRecord) -> Literal["rewritten", "gone", "changed"]:
@@ -98,7 +101,7 @@ def renew_export(catalog: Path, record: ExportRecord) -> Literal["rewritten", "g
     out = Path(record.path)
     if not out.is_file():
         return "gone"
-    version, samples = _samples(catalog, record.selection_version)
+    samples = _exported(catalog, record.selection_version).samples
     shape = cast("ExportFormat", record.format)
     draft = _draft_of(out)
     try:
@@ -109,22 +112,27 @@ def renew_export(catalog: Path, record: ExportRecord) -> Literal["rewritten", "g
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
-    _record(catalog, out, out, version=version, shape=shape)
+    _record(catalog, out, out, version=record.selection_version, shape=shape)
     return "rewritten"
 
 
-def _samples(catalog: Path, version: int | None) -> tuple[int, pl.DataFrame]:
-    """Return the number of a version, and the samples of it that may be exported."""
+@dataclass(frozen=True)
+class _Exported:
+    """A version's samples that may be exported, and how many of it may not."""
+
+    version: int
+    samples: pl.DataFrame
+    erased: int
+    withdrawn: int
+
+
+def _exported(catalog: Path, version: int | None) -> _Exported:
     with open_catalog(catalog, read_only=True) as con:
         found = selection_summary(con, version).selection_version
         samples, withdrawn = selection_samples(con, found), withdrawn_in(con)
     kept = samples.filter(pl.col("messages").is_not_null())
     allowed = kept.filter(~pl.col("sample_id").is_in(list(withdrawn)))
-    if len(kept) < len(samples):
-        logger.warning("%d erased samples of version %d are left out", len(samples) - len(kept), found)
-    if len(allowed) < len(kept):
-        logger.warning("%d withdrawn samples of version %d are left out", len(kept) - len(allowed), found)
-    return found, allowed
+    return _Exported(found, allowed, erased=len(samples) - len(kept), withdrawn=len(kept) - len(allowed))
 
 
 def _record(catalog: Path, out: Path, written: Path, *, version: int, shape: ExportFormat) -> None:

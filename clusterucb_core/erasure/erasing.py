@@ -143,12 +143,12 @@ def erase_artifacts(
     }
     counts, drafts = Counter[str](), 0
     for root in roots:
-        spaces = sorted(path for path in root.glob("features/[!.]*") if path.is_dir())
+        spaces = _folders(root / "features")
         parents = (*(root / stage for stage in stages), root / "training", *spaces)
         drafts += sum(sweep(parent) for parent in parents)
         for stage, erase in stages.items():
-            counts[stage] += sum(erase(folder) for folder in sorted(root.glob(f"{stage}/[!.]*")))
-        shards = [folder for space in spaces for folder in sorted(space.glob("[!.]*"))]
+            counts[stage] += sum(erase(folder) for folder in _folders(root / stage))
+        shards = [folder for space in spaces for folder in _folders(space)]
         counts["features"] += sum(erase_from_shard(folder, sample_ids) for folder in shards)
     logger.info("artifacts rewritten: %s", dict(counts))
     return dict(counts), drafts
@@ -195,6 +195,10 @@ def _request(sample_ids: Sequence[str], workspace: Workspace, roots: Iterable[Pa
     texts = [json.loads(text) for text in found["messages"].drop_nulls()]
     origins = tuple(Origin(**row) for row in found.drop("messages").iter_rows(named=True))
     return _Request(ids, origins, traces_of(texts), tuple(sorted(places)))
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.glob("[!.]*") if path.is_dir())
 
 
 def _erase_details(folder: Path, sample_ids: frozenset[str]) -> bool:

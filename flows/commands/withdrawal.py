@@ -118,7 +118,7 @@ def _print_erasure(result: "ErasureResult") -> None:
     for path in result.absent_roots:
         tell(f"the artifact folder {path} is not there: if it comes back, repeat this command")
     if result.trainings:
-        say("\nweights cannot forget; train again without the sample, and delete these:")
+        say("\nweights cannot forget; train again without the samples, and delete these:")
         rows = [[training.path, HOW[training.how]] for training in result.trainings]
         print_table(["training", "why"], rows, left=2)
     say("\nsource files are yours and were left as they are; remove the rows there:")

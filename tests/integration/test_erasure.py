@@ -1,8 +1,12 @@
 """A sample taken out of a whole run: its text is found everywhere before, and nowhere after."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -233,3 +237,28 @@ def test_the_next_run_is_without_the_sample(erased, find_text, tmp_path):
         assert sample_id not in open_store(space, second.plan.workspace).known
     export_selection(second.plan.workspace.catalog, new, tmp_path / "exports" / "out.jsonl")
     assert find_text(erased.texts, tmp_path / "exports") == {}
+
+
+@pytest.mark.slow
+def test_prefect_and_mlflow_hold_no_text_either(find_text, tmp_path):
+    config, home = write_demo(tmp_path / "demo", recipe=RECIPE).config, tmp_path / "home"
+    overrides = [part for change in (*SMALL, "evaluate.baselines=[]") for part in ("--set", change)]
+    assert clusterucb(home, "run", config, *overrides)["versions"] == [1]
+    (sample, *_) = clusterucb(home, "show", "1")["samples"]
+    prompt = sample["messages"][0]["content"]
+    assert {"catalog.duckdb", "samples.parquet"} <= {Path(path).name for path in find_text([prompt], home)}
+    assert (home / "prefect" / "prefect.db").is_file()
+    assert (home / "mlflow.db").is_file()
+    shown = clusterucb(home, "withdraw", sample["sample_id"], "--reason", "asked for", "--erase")
+    assert shown["erasure"]["sample_ids"] == [sample["sample_id"]]
+    assert find_text([prompt], home) == {}
+    assert clusterucb(home, "run", config, *overrides)["pool_version"] == 2
+    assert find_text([prompt], home) == {}
+
+
+def clusterucb(home: Path, *arguments: object) -> Any:
+    line = [sys.executable, "-m", "flows", *map(str, arguments), "--json"]
+    environment = os.environ | {"CLUSTERUCB_HOME": str(home)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)

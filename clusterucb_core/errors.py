@@ -12,6 +12,7 @@ ClusterUcbError
 ├── MissingArtifact     a file or folder that an earlier stage should have left
 ├── StaleArtifact       an artifact whose content does not fit its manifest
 ├── UnknownVersion      a selection version that the catalog does not hold
+├── UnknownSample       a sample id that the catalog does not hold
 ├── CatalogBusy         the catalog stayed locked by another process
 └── TrackingUnavailable MLflow could not take a run that is to fail without it
 
@@ -65,6 +66,10 @@ class StaleArtifact(ClusterUcbError):
 
 class UnknownVersion(ClusterUcbError):
     """The catalog holds no such selection version."""
+
+
+class UnknownSample(ClusterUcbError):
+    """The catalog holds no such sample."""
 
 
 class CatalogBusy(ClusterUcbError):

@@ -1,4 +1,6 @@
-"""Export a selection version to a file that trainers read; reads the catalog, writes that one file.
+"""Export a selection version to a file that trainers read; writes that one file and a row of the catalog.
+
+What is written where is recorded, so that an erasure finds the text again (`renew_export`).
 
 `alpaca` and `sharegpt` are the shapes of the same name that LLaMA-Factory reads: strictly alternating turns
 that begin with the user and end with the assistant. Conversations are brought into that form by `_Exchange`.
@@ -11,13 +13,21 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, assert_never, get_args
+from typing import Any, Literal, assert_never, cast, get_args
 
 import polars as pl
 
+from clusterucb_core.artifacts import file_digest
 from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.frozen import Frozen
-from clusterucb_core.store import open_catalog, selection_samples, selection_summary
+from clusterucb_core.store import (
+    ExportRecord,
+    open_catalog,
+    record_export,
+    selection_samples,
+    selection_summary,
+    withdrawn_in,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +64,7 @@ def export_selection(
             where there are any; `sharegpt` a JSON array of conversations, and system where there is one.
 
     Returns:
-        What was written. Erased samples are left out.
+        What was written. Erased and withdrawn samples are left out.
 
     Raises:
         InvalidConfig: the format is unknown, or `out` is a folder.
@@ -66,15 +76,71 @@ def export_selection(
         raise InvalidConfig(f"export format {format!r} is unknown; known formats: {known}")
     if out.is_dir():
         raise InvalidConfig(f"{out} is a folder; name the file to write")
+    found = _exported(catalog, version)
+    for count, what in ((found.erased, "erased"), (found.withdrawn, "withdrawn")):
+        if count:
+            logger.warning("%d %s samples of version %d are left out", count, what, found.version)
+    with _replacement(out) as draft:
+        _write(found.samples, draft, shape=format)
+        # first the record, then the name: no text lies where nobody would look for it
+        _record(catalog, out, draft, version=found.version, shape=format)
+    return ExportResult(path=str(out), n=len(found.samples), format=format, version=found.version)
+
+
+def renew_export(catalog: Path, record: ExportRecord) -> Literal["rewritten", "gone", "changed"]:
+    """Write a recorded export again without the samples erased or withdrawn since; ranks stay.
+
+    Args:
+        catalog: the DuckDB file.
+        record: what was written where.
+
+    Returns:
+        `gone` where the file is no more; `changed` where it holds something else than was written, which is
+        then left as it is.
+    """
+    out = Path(record.path)
+    if not out.is_file():
+        return "gone"
+    samples = _exported(catalog, record.selection_version).samples
+    shape = cast("ExportFormat", record.format)
+    draft = _draft_of(out)
+    try:
+        _write(samples, draft, shape=shape)
+        # the second digest: an earlier attempt has renewed the file
+        if file_digest(out) not in (record.digest, file_digest(draft)):
+            return "changed"
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+    _record(catalog, out, out, version=record.selection_version, shape=shape)
+    return "rewritten"
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """A version's samples that may be exported, and how many of it may not."""
+
+    version: int
+    samples: pl.DataFrame
+    erased: int
+    withdrawn: int
+
+
+def _exported(catalog: Path, version: int | None) -> _Exported:
     with open_catalog(catalog, read_only=True) as con:
         found = selection_summary(con, version).selection_version
-        samples = selection_samples(con, found)
+        samples, withdrawn = selection_samples(con, found), withdrawn_in(con)
     kept = samples.filter(pl.col("messages").is_not_null())
-    if len(kept) < len(samples):
-        logger.warning("%d erased samples of version %d are left out", len(samples) - len(kept), found)
-    with _replacement(out) as draft:
-        _write(kept, draft, shape=format)
-    return ExportResult(path=str(out), n=len(kept), format=format, version=found)
+    allowed = kept.filter(~pl.col("sample_id").is_in(list(withdrawn)))
+    return _Exported(found, allowed, erased=len(samples) - len(kept), withdrawn=len(kept) - len(allowed))
+
+
+def _record(catalog: Path, out: Path, written: Path, *, version: int, shape: ExportFormat) -> None:
+    record = ExportRecord(
+        path=str(out.absolute()), selection_version=version, format=shape, digest=file_digest(written)
+    )
+    with open_catalog(catalog) as con:
+        record_export(con, record)
 
 
 def _write(samples: pl.DataFrame, path: Path, *, shape: ExportFormat) -> None:
@@ -161,9 +227,13 @@ def _write_array(rows: Iterable[dict[str, Any]], path: Path) -> None:
 def _replacement(out: Path) -> Generator[Path, None, None]:
     """Give a temporary sibling of `out` to write; without an error it takes the name at the end."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{uuid.uuid4().hex}.tmp")
+    draft = _draft_of(out)
     try:
         yield draft
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _draft_of(out: Path) -> Path:
+    return out.with_name(f".{uuid.uuid4().hex}.tmp")

@@ -1,6 +1,6 @@
 """The fixed facts of a run, resolved before its first stage: model, inputs, their digests, the run's id.
 
-Reads the files that the configuration names, to digest them.
+Reads the files that the configuration names, to digest them, and from the catalog what was withdrawn.
 """
 
 import importlib.metadata
@@ -16,6 +16,7 @@ from clusterucb_core.selection import check_selection, needs_proxy
 from clusterucb_core.stages.comparison import check_comparison
 from clusterucb_core.stages.intake import IngestSpec, TargetSpec, ingest_spec, target_spec
 from clusterucb_core.stages.models import ModelRef, resolve_model, resolve_proxy
+from clusterucb_core.store import withdrawn_ids
 from clusterucb_core.workspace import Workspace, stage_key
 
 
@@ -53,12 +54,14 @@ def plan_run(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> 
     Raises:
         InvalidConfig: settings that cannot be run.
         InvalidPool, InvalidTarget, InvalidModel: an input that cannot be read.
+        CatalogBusy: another process kept the catalog, which says what was withdrawn.
     """
     check_selection(config.selection)
     here = Path.cwd()
     device = resolve_device(execution.device)
     targets = tuple(target_spec(settings, here) for settings in config.all_targets)
-    ingest = ingest_spec(config.pool, here)
+    workspace = Workspace(home=str(home.absolute()), storage_root=execution.storage_root)
+    ingest = ingest_spec(config.pool, here, withdrawn=withdrawn_ids(workspace.catalog))
     model = resolve_model(config.model, device)
     proxy = _proxy(config, device)
     # sources, target and models are keyed by their content
@@ -81,7 +84,7 @@ def plan_run(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> 
         config_digest=config_digest(config),
         code_version=importlib.metadata.version("clusterucb"),
         execution=execution,
-        workspace=Workspace(home=str(home.absolute()), storage_root=execution.storage_root),
+        workspace=workspace,
         model=model,
         proxy=proxy,
         ingest=ingest,

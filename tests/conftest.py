@@ -1,6 +1,15 @@
-"""One Prefect server for all tests of a process that need one."""
+"""What tests of several folders need: one Prefect server for a process, and a search for texts in files."""
 
+import gzip
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import polars as pl
 import pytest
+import zstandard
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +27,55 @@ def prefect_server(tmp_path_factory):
     }
     with names.temporary_settings(changed), prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def find_text():
+    """Return a search for texts in all files below some folders, in raw bytes and in what they unpack to."""
+    return _files_with
+
+
+def _files_with(texts: list[str], *folders: Path) -> dict[str, list[str]]:
+    """Return the texts found, by file: as they are, or as JSON writes them with and without escapes."""
+    forms = {
+        text: {
+            form.encode()
+            for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+        }
+        for text in texts
+    }
+    found: dict[str, list[str]] = {}
+    for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
+        contents = list(_unpacked(path))
+        hits = [
+            text
+            for text, shapes in forms.items()
+            if any(shape in content for shape in shapes for content in contents)
+        ]
+        if hits:
+            found[str(path)] = hits
+    return found
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
+    raw = path.read_bytes()
+    yield raw
+    if raw[:4] == b"PAR1":
+        table = pl.read_parquet(path)
+        yield "\n".join(
+            json.dumps(row, ensure_ascii=False, default=str) for row in table.iter_rows()
+        ).encode()
+        yield "\n".join(str(value) for row in table.iter_rows() for value in row).encode()
+    elif raw[:2] == b"\x1f\x8b":
+        yield gzip.decompress(raw)
+    elif raw[:4] == b"\x28\xb5\x2f\xfd":
+        yield zstandard.ZstdDecompressor().decompressobj().decompress(raw)
+    elif raw[8:12] == b"DUCK":
+        with duckdb.connect(path, read_only=True) as con:
+            names = [name for (name,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+            for name in names:
+                values = (str(value) for row in con.execute(f"FROM {name}").fetchall() for value in row)
+                yield "\n".join(values).encode()
+    elif raw[:2] == b"PK":
+        with zipfile.ZipFile(path) as archive:
+            yield b"".join(archive.read(name) for name in archive.namelist())

@@ -103,5 +103,9 @@ def open_shard(ref: ArtifactRef) -> StoredShard:
             f"{path} has {found} bytes instead of {expected}; delete the folder and run again"
         )
     rejected = {exclusion.sample_id for exclusion in excluded}
-    places = {sample_id: row for row, sample_id in enumerate(sample_ids) if sample_id not in rejected}
+    places = {
+        sample_id: row
+        for row, sample_id in enumerate(sample_ids)
+        if sample_id is not None and sample_id not in rejected  # None: erased, its row is zero
+    }
     return StoredShard(Path(ref.path), places, excluded, dim, provenance)

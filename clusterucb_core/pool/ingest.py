@@ -7,7 +7,7 @@ import hashlib
 import heapq
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,15 @@ __all__ = [
 
 STAGE = "ingest"
 _DIGEST_BYTES = 16
-_EVENTS = ("rows_read", "samples_read", "kept", "duplicates")
+_EVENTS = ("rows_read", "samples_read", "kept", "duplicates", "withdrawn")
 _log = logging.getLogger(__name__)
 
 
 class SourceCounts(Frozen):
     """What became of the rows of one source.
 
-    `samples_read` = `kept` + `duplicates`. `rows_read` is a count of its own, since a tree or an `instances`
-    row can give several samples and quarantine records. A container that breaks off adds one
+    `samples_read` = `kept` + `duplicates` + `withdrawn`. `rows_read` is a count of its own, since a tree or
+    an `instances` row can give several samples and quarantine records. A container that breaks off adds one
     `broken_container` record and no row.
     """
 
@@ -77,6 +77,7 @@ class SourceCounts(Frozen):
     samples_read: int
     kept: int
     duplicates: int
+    withdrawn: int = 0
     quarantined: dict[str, int]
 
 
@@ -88,29 +89,37 @@ class IngestCounts(Frozen):
     samples_read: int
     n_samples: int
     duplicates: int
+    withdrawn: int = 0
     quarantined: dict[str, int]
     digest: str
 
 
-def ingest(settings: PoolSettings, *, base_folder: Path, artifact_root: Path) -> ArtifactRef:
+def ingest(
+    settings: PoolSettings,
+    *,
+    base_folder: Path,
+    artifact_root: Path,
+    withdrawn: Collection[str] = frozenset(),
+) -> ArtifactRef:
     """Return the artifact that holds the pool, written now unless the same files were ingested before.
 
     Args:
         settings: what the pool is made of.
         base_folder: the folder that relative paths start from.
         artifact_root: the folder of all artifacts.
+        withdrawn: ids of samples to leave out; a later row of the same prompt takes the place of one.
 
     Raises:
         InvalidPool: a source cannot be read, has no known shape, or no source gives a sample.
     """
     files = source_files(settings, base_folder)
-    key = ingest_fingerprint(settings, files)
+    key = ingest_fingerprint(settings, files, withdrawn)
     if found := find_artifact(artifact_root, STAGE, key):
         _log.info("the pool %s has been ingested before", key)
         return found
     manifest: dict[str, Any] = {"ingest_version": INGEST_VERSION, "files": [file.path.name for file in files]}
     with new_artifact(artifact_root, STAGE, key, manifest) as folder:
-        manifest["counts"] = _write_pool(settings, files, folder).model_dump(mode="json")
+        manifest["counts"] = _write_pool(settings, files, folder, withdrawn=withdrawn).model_dump(mode="json")
     return ArtifactRef(stage=STAGE, fingerprint=key, path=str(artifact_root / STAGE / key))
 
 
@@ -160,7 +169,9 @@ class _Tables:
     quarantine: TableWriter
 
 
-def _write_pool(settings: PoolSettings, files: Sequence[SourceFile], folder: Path) -> IngestCounts:
+def _write_pool(
+    settings: PoolSettings, files: Sequence[SourceFile], folder: Path, *, withdrawn: Collection[str]
+) -> IngestCounts:
     tally, seen = _Tally(), dict[bytes, int]()
     with (
         table_writer(folder / SAMPLES_FILE, SAMPLES_SCHEMA) as samples,
@@ -173,9 +184,11 @@ def _write_pool(settings: PoolSettings, files: Sequence[SourceFile], folder: Pat
             for row in read_file(
                 file.path, source=file.name, format_name=file.format, min_chars=settings.min_chars
             ):
-                kept = [copy for sample in row.samples if (copy := _admitted(sample, seen, settings.dedupe))]
+                # before repeats are dropped: none may give way to a sample that is left out
+                left = [sample for sample in row.samples if sample.sample_id not in withdrawn]
+                kept = [copy for sample in left if (copy := _admitted(sample, seen, settings.dedupe))]
                 _write_row(row, file, tables=tables, kept=kept)
-                _count_row(row, file, tally=tally, kept=kept)
+                _count_row(row, file, tally=tally, kept=kept, repeats=len(left) - len(kept))
     if not tally.ids:
         raise InvalidPool(_no_samples(tally))
     return _counts(tally)
@@ -205,14 +218,17 @@ def _write_row(row: ReadRow, file: SourceFile, *, tables: _Tables, kept: Sequenc
         tables.quarantine.add(file.name, bad.row_number, str(bad.reason), detail, bad.raw)
 
 
-def _count_row(row: ReadRow, file: SourceFile, *, tally: _Tally, kept: Sequence[Sample]) -> None:
+def _count_row(
+    row: ReadRow, file: SourceFile, *, tally: _Tally, kept: Sequence[Sample], repeats: int
+) -> None:
     is_row = all(bad.reason is not Reason.BROKEN_CONTAINER for bad in row.bad)
     tally.rows += is_row
     tally.events[file.name].update(
         rows_read=int(is_row),
         samples_read=len(row.samples),
         kept=len(kept),
-        duplicates=len(row.samples) - len(kept),
+        duplicates=repeats,
+        withdrawn=len(row.samples) - len(kept) - repeats,
     )
     tally.reasons[file.name].update(str(bad.reason) for bad in row.bad)
     for sample in kept:
@@ -238,6 +254,7 @@ def _counts(tally: _Tally) -> IngestCounts:
         samples_read=total["samples_read"],
         n_samples=total["kept"],
         duplicates=total["duplicates"],
+        withdrawn=total["withdrawn"],
         quarantined=dict(reasons),
         digest=_ids_digest(tally.ids),
     )
@@ -252,7 +269,8 @@ def _ids_digest(ids: bytearray) -> str:
 def _no_samples(tally: _Tally) -> str:
     reasons = dict(sum(tally.reasons.values(), Counter[str]()))
     first = f", first {tally.first_bad}" if tally.first_bad else ""
+    withdrawn = sum(events["withdrawn"] for events in tally.events.values())
     return (
         f"the pool has no sample: {tally.rows} rows read from {', '.join(tally.events)}; "
-        f"quarantined {reasons}{first}; correct the files or pool.sources"
+        f"quarantined {reasons}{first}; withdrawn {withdrawn}; correct the files or pool.sources"
     )

@@ -1,7 +1,7 @@
 """Which files a pool is made of: the settings, and the files that they name."""
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -107,16 +107,20 @@ def source_name(path: Path) -> str:
     return name
 
 
-def ingest_fingerprint(settings: PoolSettings, files: Sequence[SourceFile]) -> str:
+def ingest_fingerprint(
+    settings: PoolSettings, files: Sequence[SourceFile], withdrawn: Collection[str] = ()
+) -> str:
     """Return the fingerprint of the pool that these files make: their bytes, names and the rules.
 
-    `max_samples` is not in it: the whole pool is stored.
+    `max_samples` is not in it: the whole pool is stored. The ids of withdrawn samples are, where there are
+    any.
 
     Raises:
         InvalidPool: a file cannot be read.
     """
     parts = [[_digest(file.path), file.path.name, file.name, file.format] for file in files]
-    return fingerprint("ingest", INGEST_VERSION, parts, settings.min_chars, settings.dedupe)
+    left_out = [sorted(withdrawn)] if withdrawn else []
+    return fingerprint("ingest", INGEST_VERSION, parts, settings.min_chars, settings.dedupe, *left_out)
 
 
 def _matches(pattern: str, base_folder: Path) -> list[Path]:

@@ -39,12 +39,13 @@ logger = logging.getLogger(__name__)
 
 
 class IngestSpec(StageSpec):
-    """The pool sources, named by their content."""
+    """The pool sources, named by their content and by the samples that are left out of it."""
 
     stage: str = "ingest"
     version: int = 1
     settings: PoolSettings = location()  # pyright: ignore[reportAssignmentType]
     base_folder: str = location()  # pyright: ignore[reportAssignmentType]
+    withdrawn: tuple[str, ...] = location(default=())  # pyright: ignore[reportAssignmentType]
 
 
 class TargetSpec(StageSpec):
@@ -92,16 +93,31 @@ class SharedSpec(StageSpec):
     digest: str
 
 
-def ingest_spec(settings: PoolSettings, base_folder: Path) -> IngestSpec:
-    """Return the spec of the ingest stage; reads every source file once to digest it."""
-    key = ingest_fingerprint(settings, source_files(settings, base_folder))
-    return IngestSpec(settings=settings, base_folder=str(base_folder), key=key)
+def ingest_spec(
+    settings: PoolSettings, base_folder: Path, *, withdrawn: frozenset[str] = frozenset()
+) -> IngestSpec:
+    """Return the spec of the ingest stage; reads every source file once to digest it.
+
+    Args:
+        settings: of the pool.
+        base_folder: the folder that relative paths start from.
+        withdrawn: ids of the samples to leave out.
+    """
+    key = ingest_fingerprint(settings, source_files(settings, base_folder), withdrawn)
+    return IngestSpec(
+        settings=settings, base_folder=str(base_folder), withdrawn=tuple(sorted(withdrawn)), key=key
+    )
 
 
 @resumable
 def run_ingest(spec: IngestSpec, workspace: Workspace) -> ArtifactRef:
     """Read, validate and de-duplicate the pool's sources."""
-    ref = ingest(spec.settings, base_folder=Path(spec.base_folder), artifact_root=workspace.artifacts)
+    ref = ingest(
+        spec.settings,
+        base_folder=Path(spec.base_folder),
+        artifact_root=workspace.artifacts,
+        withdrawn=frozenset(spec.withdrawn),
+    )
     if ref.fingerprint != stage_key(spec):
         raise InvalidPool(
             "a pool source changed while it was being read; run again when the files are at rest"

@@ -34,6 +34,7 @@ from clusterucb_core.store import (
     SelectionDraft,
     open_catalog,
     publish_selections,
+    record_artifact_root,
     record_clusters,
     record_evaluations,
     record_exclusions,
@@ -77,6 +78,8 @@ def publish_pool(ref: ArtifactRef, workspace: Workspace) -> PoolVersion:
     """Record an ingested pool; a new version appears only if its content is new."""
     folder = Path(ref.path)
     with open_catalog(workspace.catalog) as con:
+        # an erasure has to find the text that the artifacts of this run will hold
+        record_artifact_root(con, str(workspace.artifacts.absolute()))
         return record_pool(
             con,
             samples_parquet=folder / "samples.parquet",

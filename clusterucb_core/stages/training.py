@@ -1,6 +1,7 @@
 """Warmup and fine-tuning: LoRA training on a share of the pool or on a selection.
 
-Reads the artifacts `tokens`, `candidates` and `draws`; writes the artifact `training` with its checkpoints.
+Reads the artifacts `tokens`, `candidates` and `draws`; writes the artifact `training` with its checkpoints
+and the ids of the samples that they learned from.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from clusterucb_core.stages.intake import candidate_ids, pool_size
 from clusterucb_core.stages.models import CheckpointRef, ModelRef
 from clusterucb_core.training import TrainingPlan, steps_per_epoch, train
 from clusterucb_core.workspace import StageSpec, Workspace, location, resumable, stage_key, written
+
+TRAINED_IDS = "sample_ids.txt"
 
 
 class WarmupSettings(Frozen):
@@ -174,13 +177,18 @@ def run_training(spec: TrainingSpec, workspace: Workspace, execution: ExecutionS
         seed=spec.seed,
     )
     start = None if spec.start is None else Path(spec.start.training.path) / f"checkpoint-{spec.start.index}"
-    manifest: dict[str, Any] = {"n_samples": len(ids), "run_id": spec.run_id}
+    manifest: dict[str, Any] = {
+        "n_samples": len(ids),
+        "run_id": spec.run_id,
+        "start": None if spec.start is None else spec.start.training.fingerprint,
+    }
     samples = open_tokens(spec.tokens).take(ids)
     device = resolve_device(execution.device)
     with (
         leased_gpus(device) as gpus,
         new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder,
     ):
+        (folder / TRAINED_IDS).write_text("\n".join(ids), encoding="utf-8")
         checkpoints = train(
             spec.model.settings,
             samples,

@@ -1,8 +1,10 @@
 """The catalog: a DuckDB file with the versions of pool and selections. All SQL of the project lies here."""
 
+from clusterucb_core.store.backups import backup_catalog, catalog_backups, remove_drafts
 from clusterucb_core.store.connection import open_catalog
 from clusterucb_core.store.differences import ChangeCounts, SelectionDifference, selection_difference
 from clusterucb_core.store.drafts import SelectionDraft
+from clusterucb_core.store.erasures import ERASED, ErasedRows, erase_rows, erased_ids, record_erasures
 from clusterucb_core.store.evaluations import EvaluationRow, record_evaluations, selection_evaluations
 from clusterucb_core.store.features import (
     forget_feature_rows,
@@ -10,8 +12,16 @@ from clusterucb_core.store.features import (
     record_exclusions,
     record_feature_rows,
 )
+from clusterucb_core.store.places import (
+    ExportRecord,
+    artifact_roots,
+    exports_holding,
+    record_artifact_root,
+    record_export,
+)
 from clusterucb_core.store.pools import PoolVersion, pool_messages, pool_sample_ids, pool_version, record_pool
 from clusterucb_core.store.publication import find_selections, publish_selections
+from clusterucb_core.store.rewriting import rewrite_catalog
 from clusterucb_core.store.selections import (
     SelectionSummary,
     diff_selections,
@@ -22,15 +32,25 @@ from clusterucb_core.store.selections import (
     selection_sources,
     selection_summary,
 )
+from clusterucb_core.store.withdrawals import sample_origins, withdraw_samples, withdrawn_ids, withdrawn_in
 
 __all__ = [
     "ChangeCounts",
+    "ERASED",
+    "ErasedRows",
     "EvaluationRow",
+    "ExportRecord",
     "PoolVersion",
     "SelectionDraft",
     "SelectionDifference",
     "SelectionSummary",
+    "artifact_roots",
+    "backup_catalog",
+    "catalog_backups",
     "diff_selections",
+    "erase_rows",
+    "erased_ids",
+    "exports_holding",
     "find_selections",
     "forget_feature_rows",
     "latest_selections",
@@ -40,15 +60,24 @@ __all__ = [
     "pool_sample_ids",
     "pool_version",
     "publish_selections",
+    "record_artifact_root",
     "record_clusters",
+    "record_erasures",
     "record_evaluations",
     "record_exclusions",
+    "record_export",
     "record_feature_rows",
     "record_pool",
+    "remove_drafts",
+    "rewrite_catalog",
+    "sample_origins",
     "selection_difference",
     "selection_evaluations",
     "selection_pulls",
     "selection_samples",
     "selection_sources",
     "selection_summary",
+    "withdraw_samples",
+    "withdrawn_ids",
+    "withdrawn_in",
 ]

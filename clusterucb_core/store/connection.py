@@ -3,8 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -21,7 +22,7 @@ LONGEST_WAIT_S = 1.0
 
 @contextmanager
 def open_catalog(
-    path: Path, *, read_only: bool = False, timeout_s: float = 60.0
+    path: Path, *, read_only: bool = False, older: bool = False, timeout_s: float = 60.0
 ) -> Generator[duckdb.DuckDBPyConnection, None, None]:
     """Open the catalog for the block; writing, the folder and the tables are made where absent.
 
@@ -31,6 +32,7 @@ def open_catalog(
     Args:
         path: the DuckDB file.
         read_only: open an existing catalog without the right to change it.
+        older: with `read_only`, take a catalog of an earlier version too.
         timeout_s: how long to wait while another process, or another thread in the other mode, holds it.
 
     Yields:
@@ -45,7 +47,8 @@ def open_catalog(
         raise MissingArtifact(f"there is no catalog at {path}; run `clusterucb run` first")
     if not read_only:
         path.parent.mkdir(parents=True, exist_ok=True)
-    con = _wait_for_catalog(path, read_only=read_only, timeout_s=timeout_s)
+    connect = partial(_connect, path, read_only=read_only, older=older)
+    con = wait_for_catalog(path, connect, timeout_s=timeout_s)
     try:
         yield con
         if not read_only:
@@ -54,23 +57,53 @@ def open_catalog(
         con.close()
 
 
-def _wait_for_catalog(path: Path, *, read_only: bool, timeout_s: float) -> duckdb.DuckDBPyConnection:
+def wait_for_catalog(
+    path: Path, connect: Callable[[], duckdb.DuckDBPyConnection], *, timeout_s: float
+) -> duckdb.DuckDBPyConnection:
+    """Return what `connect` returns, called again while another process or thread holds the file.
+
+    A process that waits may open the file in the moment before a rewritten one takes its name, and would then
+    get the lock of a file that has no name any more: whoever opened another file than the one that bears the
+    name afterwards opens it again.
+
+    Raises:
+        CatalogBusy: the file was still held after `timeout_s` seconds.
+    """
     deadline = time.monotonic() + timeout_s
     wait_s = FIRST_WAIT_S
     while True:
+        before = _inode(path)
         try:
-            return _connect(path, read_only=read_only)
-        except (duckdb.Error, CatalogBusy) as error:
-            if not _is_held(error):
+            con = connect()
+        except (duckdb.Error, CatalogBusy, StaleArtifact) as caught:
+            error: Exception = caught
+            if not _is_held(error) and not _was_replaced(path, before):
                 raise
-            if time.monotonic() + wait_s > deadline:
-                raise CatalogBusy(_busy_message(path, error, timeout_s=timeout_s)) from error
-            logger.debug("catalog %s is held: %s", path, error)
+        else:
+            if not _was_replaced(path, before):
+                return con
+            con.close()
+            error = CatalogBusy(f"{path} was replaced while it was being opened")
+        if time.monotonic() + wait_s > deadline:
+            raise CatalogBusy(_busy_message(path, error, timeout_s=timeout_s)) from error
+        logger.debug("catalog %s is held: %s", path, error)
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
-def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+def _inode(path: Path) -> int | None:
+    # a look at the name only: to open and close the file would let go of this process's lock on it
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _was_replaced(path: Path, before: int | None) -> bool:
+    return before is not None and _inode(path) != before
+
+
+def _connect(path: Path, *, read_only: bool, older: bool) -> duckdb.DuckDBPyConnection:
     try:
         con = duckdb.connect(path, read_only=read_only)
     except duckdb.Error as error:
@@ -80,7 +113,7 @@ def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     try:
         run(con, "SET TimeZone = 'UTC'")
         if read_only:
-            check_schema(con)
+            check_schema(con, older=older)
         else:
             ensure_schema(con)
     except BaseException as error:

@@ -5,7 +5,7 @@ import duckdb
 from clusterucb_core.errors import StaleArtifact
 from clusterucb_core.store.statements import rows, run, transaction
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _TABLES = """
 CREATE TABLE catalog_schema (
@@ -140,6 +140,25 @@ CREATE TABLE erasures (
 );
 """
 
+# What a deletion request needs: who asked for what, and where text was written outside of the catalog.
+_WITHDRAWAL_TABLES = """
+CREATE TABLE withdrawals (
+    sample_id VARCHAR PRIMARY KEY,
+    "at" TIMESTAMPTZ NOT NULL DEFAULT now(),
+    reason VARCHAR NOT NULL
+);
+CREATE TABLE exports (
+    path VARCHAR PRIMARY KEY,
+    selection_version INTEGER NOT NULL,
+    format VARCHAR NOT NULL,
+    "at" TIMESTAMPTZ NOT NULL DEFAULT now(),
+    digest VARCHAR NOT NULL
+);
+CREATE TABLE artifact_roots (
+    path VARCHAR PRIMARY KEY
+);
+"""
+
 # A run is as new as its newest version; within it the last period counts.
 _LATEST_SELECTION = """
 CREATE VIEW latest_selection AS
@@ -178,6 +197,7 @@ ALTER TABLE selections ADD COLUMN captured_high DOUBLE;
 ALTER TABLE selections ADD COLUMN separation_p DOUBLE;
 """,
     2: "ALTER TABLE evaluations ADD COLUMN target VARCHAR;",
+    3: _WITHDRAWAL_TABLES,
 }
 
 
@@ -193,7 +213,7 @@ def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
         return
     try:
         with transaction(con):
-            for text in (*_TABLES.split(";\n"), _LATEST_SELECTION, _SELECTION_DIFF):
+            for text in (*(_TABLES + _WITHDRAWAL_TABLES).split(";\n"), _LATEST_SELECTION, _SELECTION_DIFF):
                 if text.strip():
                     run(con, text)
             run(con, "INSERT INTO catalog_schema (schema_version) VALUES (?)", [SCHEMA_VERSION])
@@ -219,8 +239,8 @@ def _migrate(con: duckdb.DuckDBPyConnection) -> None:
             run(con, "INSERT INTO catalog_schema (schema_version) VALUES (?)", [found])
 
 
-def check_schema(con: duckdb.DuckDBPyConnection) -> None:
-    """Refuse a catalog whose tables this version does not know.
+def check_schema(con: duckdb.DuckDBPyConnection, *, older: bool = False) -> None:
+    """Refuse a catalog whose tables this version does not know; `older` takes one of an earlier version.
 
     Raises:
         StaleArtifact: there is no schema, a newer one, or an older one that no command has migrated yet.
@@ -228,7 +248,7 @@ def check_schema(con: duckdb.DuckDBPyConnection) -> None:
     if not _has_schema(con):
         raise StaleArtifact("the database holds no ClusterUCB tables; run `clusterucb run` first")
     found = _schema_version(con)
-    if found < SCHEMA_VERSION:
+    if found < SCHEMA_VERSION and not older:
         raise StaleArtifact(
             f"the catalog has schema version {found}, this version of ClusterUCB reads {SCHEMA_VERSION}; "
             "`clusterucb ingest` or `clusterucb run` brings it there"

@@ -68,12 +68,13 @@ def ingest(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
     from clusterucb_core.pool.ingest import ingest_counts
     from clusterucb_core.stages.intake import ingest_spec, run_ingest
     from clusterucb_core.stages.publication import publish_pool
+    from clusterucb_core.store import withdrawn_ids
     from clusterucb_core.workspace import Workspace
 
     with before_start():
         settings, execution = load_config(config, overrides or [], variables=os.environ)
-        spec = ingest_spec(settings.pool, Path.cwd())
-    workspace = Workspace(home=str(state_folder()), storage_root=execution.storage_root)
+        workspace = Workspace(home=str(state_folder()), storage_root=execution.storage_root)
+        spec = ingest_spec(settings.pool, Path.cwd(), withdrawn=withdrawn_ids(workspace.catalog))
     with during_run(), only_messages():
         pool = run_ingest(spec, workspace)
         version, counts = publish_pool(pool, workspace), ingest_counts(pool)
@@ -131,13 +132,15 @@ def _print_counts(counts: "IngestCounts") -> None:
             count(source.samples_read),
             count(source.kept),
             count(source.duplicates),
+            count(source.withdrawn),
             count(sum(source.quarantined.values())),
         ]
         for source in counts.sources
     ]
-    total = [counts.rows_read, counts.samples_read, counts.n_samples, counts.duplicates]
+    total = [counts.rows_read, counts.samples_read, counts.n_samples, counts.duplicates, counts.withdrawn]
     rows.append(["total", None, *map(count, total), count(sum(counts.quarantined.values()))])
-    headers = ["source", "reasons of quarantine", "rows read", "samples", "kept", "duplicate", "quarantined"]
+    headers = ["source", "reasons of quarantine", "rows read", "samples", "kept", "duplicate", "withdrawn"]
+    headers.append("quarantined")
     print_table(headers, rows, left=2)
 
 

@@ -6,9 +6,17 @@ from typing import Any
 import polars as pl
 import pytest
 
+from clusterucb_core.artifacts import file_digest
 from clusterucb_core.errors import InvalidConfig, MissingArtifact, UnknownVersion
-from clusterucb_core.export import export_selection
-from clusterucb_core.store import SelectionDraft, open_catalog, publish_selections, record_pool
+from clusterucb_core.export import export_selection, renew_export
+from clusterucb_core.store import (
+    SelectionDraft,
+    exports_holding,
+    open_catalog,
+    publish_selections,
+    record_pool,
+    withdraw_samples,
+)
 from clusterucb_core.store.statements import run
 
 HOSTILE = 'quote " and \' end\nnext line\r\n\t back\\slash \u2028 漢字 🙂 {"a": [1]}, "b"'
@@ -196,6 +204,50 @@ def test_erased_samples_are_left_out_with_a_warning(catalog, tmp_path, caplog):
     assert result.n == 1
     assert pl.read_parquet(tmp_path / "out.parquet")["rank"].to_list() == [2]
     assert "1 erased samples of version 1" in caplog.text
+
+
+def test_withdrawn_samples_are_left_out_with_a_warning(catalog, tmp_path, caplog):
+    path = catalog(MULTI, SINGLE)
+    with open_catalog(path) as con:
+        withdraw_samples(con, ["id8"], reason="asked for")
+    assert export_selection(path, 1, tmp_path / "out.parquet", format="parquet").n == 1
+    assert pl.read_parquet(tmp_path / "out.parquet")["sample_id"].to_list() == ["id9"]
+    assert "1 withdrawn samples of version 1" in caplog.text
+
+
+def test_an_export_is_recorded_under_its_absolute_path(catalog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = catalog(SINGLE)
+    export_selection(path, 1, Path("out.json"), format="alpaca")
+    with open_catalog(path, read_only=True) as con:
+        (record,) = exports_holding(con, ["id9"])
+    assert (record.path, record.selection_version, record.format) == (str(tmp_path / "out.json"), 1, "alpaca")
+    assert record.digest == file_digest(tmp_path / "out.json")
+
+
+@pytest.mark.parametrize("shape", ["jsonl", "parquet", "alpaca", "sharegpt"])
+def test_a_renewed_export_lacks_what_was_erased_since(catalog, tmp_path, shape):
+    path = catalog(MULTI, SINGLE)
+    export_selection(path, 1, tmp_path / "out", format=shape)
+    with open_catalog(path) as con:
+        run(con, "UPDATE samples SET messages = NULL WHERE sample_id = 'id9'")
+        (record,) = exports_holding(con, ["id9"])
+    assert [renew_export(path, record) for _ in range(2)] == ["rewritten"] * 2
+    export_selection(path, 1, tmp_path / "new", format=shape)
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "new").read_bytes()
+
+
+def test_a_changed_export_is_not_renewed_and_a_lost_one_is_not_made_again(catalog, tmp_path):
+    path = catalog(MULTI, SINGLE)
+    export_selection(path, 1, tmp_path / "out")
+    with open_catalog(path) as con:
+        (record,) = exports_holding(con, ["id9"])
+    (tmp_path / "out").write_text("mine")
+    assert renew_export(path, record) == "changed"
+    assert (tmp_path / "out").read_text() == "mine"
+    (tmp_path / "out").unlink()
+    assert renew_export(path, record) == "gone"
+    assert not [item for item in tmp_path.iterdir() if item.name == "out" or item.suffix == ".tmp"]
 
 
 def test_an_old_file_is_replaced_and_nothing_else_left(catalog, tmp_path):

@@ -155,6 +155,14 @@ def test_a_missing_catalog_voids_the_result(make_plan):
     assert finished_result(plan) is None
 
 
+def test_a_catalog_that_is_to_be_migrated_first_voids_the_result(make_plan):
+    plan = make_plan()
+    finish(plan)
+    with open_catalog(plan.workspace.catalog) as con:
+        con.execute("UPDATE catalog_schema SET schema_version = 1")
+    assert finished_result(plan) is None
+
+
 def test_versions_of_another_run_void_the_result(make_plan):
     plan = make_plan()
     finish(plan)

@@ -12,6 +12,8 @@ from clusterucb_core.demo import DemoFiles, write_demo
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
 from clusterucb_core.errors import BudgetError, InvalidConfig, InvalidModel, InvalidPool, InvalidTarget
 from clusterucb_core.planning import RunPlan, plan_comparison, plan_run
+from clusterucb_core.store import open_catalog
+from clusterucb_core.store.statements import run
 from clusterucb_core.workspace import stage_key
 
 RECIPE = TinyModelRecipe(
@@ -138,6 +140,17 @@ def test_a_changed_pool_file_is_another_run(plan, copy):
     found = plan_of(copy / "demo.yaml")
     assert stage_key(found.ingest) != stage_key(plan.ingest)
     assert found.run_id != plan.run_id
+
+
+def test_what_was_withdrawn_is_read_from_the_catalog_and_makes_another_run(demo, plan, tmp_path):
+    with open_catalog(tmp_path / "catalog.duckdb") as con:
+        assert plan_of(demo.config).run_id == plan.run_id
+        run(con, "INSERT INTO withdrawals (sample_id, reason) VALUES ('b', 'asked for'), ('a', 'asked for')")
+    found = plan_of(demo.config, home=tmp_path)
+    assert found.ingest.withdrawn == ("a", "b")
+    assert stage_key(found.ingest) != stage_key(plan.ingest)
+    assert found.run_id != plan.run_id
+    assert plan.ingest.withdrawn == ()
 
 
 def test_a_changed_target_row_is_another_run(plan, copy):

@@ -41,7 +41,7 @@ def test_help_and_version_are_results(call, arguments):
 
 def test_help_lists_every_command_of_the_contract(call):
     shown = {line.split()[0] for line in call("--help").out.splitlines() if line.startswith("  ")}
-    wanted = "demo check run ingest reselect compare list show diff export report doctor"
+    wanted = "demo check run ingest reselect compare list show diff export withdraw report doctor"
     assert set(wanted.split()) <= shown
 
 

@@ -3,6 +3,7 @@ import hashlib
 import json
 import logging
 import tracemalloc
+from collections.abc import Collection
 from pathlib import Path
 
 import polars as pl
@@ -31,9 +32,12 @@ def _write(folder: Path, **files: Rows) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _ingest(folder: Path, *paths: str, **more: object) -> ArtifactRef:
+def _ingest(
+    folder: Path, *paths: str, withdrawn: Collection[str] = frozenset(), **more: object
+) -> ArtifactRef:
     settings = PoolSettings.model_validate({"sources": [{"path": path} for path in paths or ("*",)], **more})
-    return ingest(settings, base_folder=folder, artifact_root=folder.parent / "artifacts")
+    root = folder.parent / "artifacts"
+    return ingest(settings, base_folder=folder, artifact_root=root, withdrawn=withdrawn)
 
 
 @pytest.fixture
@@ -78,6 +82,42 @@ def test_repeats_give_way_to_what_came_first(folder: Path, rule: str, kept: list
     assert len(set(read_sample_ids(ref))) == len(kept)
 
 
+def test_a_later_row_of_the_same_prompt_takes_the_place_of_a_withdrawn_one(folder: Path) -> None:
+    _write(folder, **REPEATS)
+    first = next(read_samples(_ingest(folder)))
+    ref = _ingest(folder, withdrawn={first.sample_id})
+    assert _texts(ref) == ["a: two? 2", "a: ONE? one", "b: three? 3"]
+    counts = ingest_counts(ref)
+    assert [(source.kept, source.duplicates, source.withdrawn) for source in counts.sources] == [
+        (2, 0, 2),
+        (1, 3, 0),
+    ]
+    assert (counts.samples_read, counts.n_samples, counts.duplicates, counts.withdrawn) == (8, 3, 3, 2)
+
+
+def test_every_copy_of_a_withdrawn_sample_is_left_out_where_repeats_are_kept(folder: Path) -> None:
+    _write(folder, **REPEATS)
+    first = next(read_samples(_ingest(folder, dedupe="none")))
+    ref = _ingest(folder, withdrawn={first.sample_id}, dedupe="none")
+    assert _texts(ref) == ["a: two? 2", "a: ONE? one", *B_TEXTS]
+    assert ingest_counts(ref).withdrawn == 2
+
+
+def test_withdrawn_samples_make_another_pool_and_none_the_same(folder: Path) -> None:
+    _write(folder, **REPEATS)
+    plain = _ingest(folder)
+    left = [_ingest(folder, withdrawn=ids) for ids in (["0" * 32, "1" * 32], {"1" * 32, "0" * 32}, [])]
+    assert left[0].fingerprint == left[1].fingerprint != plain.fingerprint
+    assert left[2] == plain
+
+
+def test_a_pool_of_withdrawn_samples_only_is_refused(folder: Path) -> None:
+    _write(folder, a=[("Q", "A")])
+    ids = set(read_sample_ids(_ingest(folder)))
+    with pytest.raises(InvalidPool, match="withdrawn 1"):
+        _ingest(folder, withdrawn=ids)
+
+
 def test_the_order_of_sources_decides_which_repeat_stays(folder: Path) -> None:
     _write(folder, **REPEATS)
     assert _texts(_ingest(folder, "b.jsonl", "a.jsonl")) == ["b: one? uno", "b: Two? 2", "b: three? 3"]
@@ -115,7 +155,7 @@ def test_counts_add_up_by_source_and_in_total(folder: Path) -> None:
     by_source = {source.source: source for source in counts.sources}
     assert list(by_source) == ["a", "b", "c"]
     assert by_source["a"].model_dump() == {
-        "source": "a", "rows_read": 5, "samples_read": 2, "kept": 1, "duplicates": 1,
+        "source": "a", "rows_read": 5, "samples_read": 2, "kept": 1, "duplicates": 1, "withdrawn": 0,
         "quarantined": {"no_prompt": 1, "no_answer": 2},
     }  # fmt: skip
     assert (by_source["b"].duplicates, by_source["c"].rows_read) == (1, 0)

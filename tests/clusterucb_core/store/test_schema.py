@@ -24,6 +24,9 @@ CONTRACT = {
     "selection_samples": "selection_version rank sample_id influence cluster",
     "evaluations": "selection_version run_id subject task metric value low high n target",
     "erasures": "sample_id at reason",
+    "withdrawals": "sample_id at reason",
+    "exports": "path selection_version format at",
+    "artifact_roots": "path",
     "latest_selection": "selection_version run_id period target",
 }
 
@@ -50,6 +53,8 @@ def test_a_table_has_the_columns_of_the_contract(con, table):
         ("pools", "created_at", "TIMESTAMP WITH TIME ZONE"),
         ("selections", "created_at", "TIMESTAMP WITH TIME ZONE"),
         ("erasures", "at", "TIMESTAMP WITH TIME ZONE"),
+        ("withdrawals", "at", "TIMESTAMP WITH TIME ZONE"),
+        ("exports", "at", "TIMESTAMP WITH TIME ZONE"),
         ("pulls", "reward", "DOUBLE"),
     ],
 )
@@ -71,6 +76,8 @@ def first_catalog(catalog_path, empty_catalog):
         for column in SINCE_VERSION_1:
             run(con, f"ALTER TABLE selections DROP COLUMN {column}")
         run(con, "ALTER TABLE evaluations DROP COLUMN target")
+        for table in ("withdrawals", "exports", "artifact_roots"):
+            run(con, f"DROP TABLE {table}")
         run(con, "CREATE VIEW latest_selection AS FROM selections")
         run(con, "UPDATE catalog_schema SET schema_version = 1")
         run(
@@ -83,11 +90,13 @@ def first_catalog(catalog_path, empty_catalog):
 
 def test_a_catalog_of_version_1_is_migrated_when_it_is_opened_for_writing(first_catalog):
     with open_catalog(first_catalog) as con:
-        assert rows(con, "SELECT max(schema_version) FROM catalog_schema") == [(3,)]
+        assert rows(con, "SELECT max(schema_version) FROM catalog_schema") == [(4,)]
         columns = ", ".join(("selection_version", "recall_high", *SINCE_VERSION_1))
         for table in ("selections", "latest_selection"):
             assert rows(con, f"SELECT {columns} FROM {table}") == [(1, 0.6, 0, None, None, None, None)]
         assert rows(con, "SELECT target FROM evaluations") == []
+        for table in ("withdrawals", "exports", "artifact_roots"):
+            assert rows(con, f"SELECT * FROM {table}") == []
 
 
 def test_a_reader_of_an_older_catalog_is_told_how_to_migrate_it(first_catalog):
@@ -96,3 +105,8 @@ def test_a_reader_of_an_older_catalog_is_told_how_to_migrate_it(first_catalog):
         open_catalog(first_catalog, read_only=True),
     ):
         pass
+
+
+def test_an_older_catalog_is_read_where_that_is_asked_for(first_catalog):
+    with open_catalog(first_catalog, read_only=True, older=True) as con:
+        assert rows(con, "SELECT selection_version FROM selections") == [(1,)]

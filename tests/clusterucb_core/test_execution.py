@@ -23,6 +23,6 @@ def test_a_setting_that_cannot_work_is_refused(change):
 
 @pytest.mark.parametrize("address", ["s3://bucket/artifacts", "gs://bucket", "file:///shared"])
 def test_a_storage_root_is_a_folder_and_no_address(address):
-    with pytest.raises(ValidationError, match="storage_root.*\n.*artifacts lie in folders only"):
+    with pytest.raises(ValidationError, match=r"storage_root.*\n.*artifacts lie in folders only"):
         ExecutionSettings(storage_root=address)
     assert ExecutionSettings(storage_root="/mnt/bucket").storage_root == "/mnt/bucket"

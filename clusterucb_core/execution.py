@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from clusterucb_core.frozen import Frozen
 
@@ -20,10 +20,17 @@ class ExecutionSettings(Frozen):
     workers: Annotated[int, Field(ge=1)] | Auto = Field(
         default="auto",
         title="Workers",
-        description="Shard tasks at a time. auto: one a GPU, else one a CPU core.",
+        description=(
+            "Shard tasks at a time. auto: one for each GPU of this machine, else one. "
+            "An existing Ray cluster runs as many as it has room for."
+        ),
     )
     ray_address: str | None = Field(
-        default=None, title="Ray address", description="An existing Ray cluster; empty starts one here."
+        default=None,
+        title="Ray address",
+        description=(
+            "An existing Ray cluster: ray://host:10001, host:6379 or auto. Empty starts one here for the run."
+        ),
     )
     device: str = Field(
         default="auto",
@@ -31,7 +38,12 @@ class ExecutionSettings(Frozen):
         description="cpu, cuda, cuda:0 and so on. auto: a GPU where there is one.",
     )
     gpus_per_task: Annotated[float, Field(ge=0)] | Auto = Field(
-        default="auto", title="GPUs a task", description="Share of a GPU that a Ray shard task asks for."
+        default="auto",
+        title="GPUs a task",
+        description=(
+            "GPUs that a Ray shard task asks for. auto: 1 where the cluster has GPUs and device is not cpu. "
+            "A GPU is held by one task at a time, so a share below 1 makes nothing faster."
+        ),
     )
     shard_samples: int = Field(
         default=4096,
@@ -49,10 +61,23 @@ class ExecutionSettings(Frozen):
     storage_root: str | None = Field(
         default=None,
         title="Storage root",
-        description="Folder of artifacts; empty: artifacts/ in the state folder.",
+        description=(
+            "Folder of artifacts; empty: artifacts/ in the state folder. "
+            "For machines of a Ray cluster it is a shared folder, with the same path on all of them."
+        ),
     )
     when_tracking_is_down: Literal["buffer", "fail"] = Field(
         default="buffer",
         title="When tracking is down",
         description="buffer: keep in the state folder what MLflow could not take, and go on. fail: stop.",
     )
+
+    @field_validator("storage_root")
+    @classmethod
+    def _is_folder(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            raise ValueError(
+                "is an address, and artifacts lie in folders only; give a path, such as that of a shared "
+                "folder or of a bucket that is mounted"
+            )
+        return value

@@ -11,6 +11,7 @@ from pydantic import Field
 from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
+from flows.ray_cluster import Ray, ray_runner, ray_started, ray_task_runner
 
 
 class Threads(Frozen):
@@ -27,7 +28,7 @@ class Processes(Frozen):
     workers: int
 
 
-Runner = Annotated[Threads | Processes, Field(discriminator="kind")]
+Runner = Annotated[Threads | Processes | Ray, Field(discriminator="kind")]
 RUNNER_KINDS = {variant.model_fields["kind"].default: variant for variant in get_args(get_args(Runner)[0])}
 
 
@@ -35,11 +36,11 @@ def choose_runner(execution: ExecutionSettings, gpus: int) -> Runner:
     """Return the executor that the settings name.
 
     Args:
-        execution: its `runner` and `workers`.
+        execution: its `runner` and `workers`; for Ray its addresses and devices, too.
         gpus: CUDA devices of this machine; `workers: auto` is one for each of them, else one.
 
     Raises:
-        InvalidConfig: no executor has this name.
+        InvalidConfig: no executor has this name, or this one cannot work here.
     """
     if execution.runner not in RUNNER_KINDS:
         known = ", ".join(RUNNER_KINDS)
@@ -47,6 +48,8 @@ def choose_runner(execution: ExecutionSettings, gpus: int) -> Runner:
             f"execution.runner={execution.runner!r} is not available in this version; known: {known}"
         )
     workers = max(1, gpus) if execution.workers == "auto" else execution.workers
+    if execution.runner == "ray":
+        return ray_runner(execution, workers)
     return RUNNER_KINDS[execution.runner](workers=workers)
 
 
@@ -57,6 +60,8 @@ def task_runner(runner: Runner) -> TaskRunner[Any]:
             return ThreadPoolTaskRunner(max_workers=runner.workers)
         case Processes():
             return ProcessPoolTaskRunner(max_workers=runner.workers)
+        case Ray():
+            return ray_task_runner(runner)
         case _:
             assert_never(runner)
 
@@ -69,7 +74,8 @@ def mapped_on(runner: Runner) -> Generator[None]:
     """
     context = FlowRunContext.get()
     assert context is not None, "a flow run maps tasks"
-    with task_runner(runner) as started, context.model_copy(update={"task_runner": started}):
+    running = ray_started(runner) if isinstance(runner, Ray) else task_runner(runner)
+    with running as started, context.model_copy(update={"task_runner": started}):
         yield
 
 

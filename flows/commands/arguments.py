@@ -16,7 +16,7 @@ Overrides = Annotated[
 ]
 RunnerName = Annotated[
     str | None,
-    typer.Option("--runner", help="What runs the shard tasks: threads, processes.", show_default=False),
+    typer.Option("--runner", help="What runs the shard tasks: threads, processes, ray.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
 

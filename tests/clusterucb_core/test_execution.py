@@ -19,3 +19,10 @@ from clusterucb_core.execution import ExecutionSettings
 def test_a_setting_that_cannot_work_is_refused(change):
     with pytest.raises(ValidationError, match=next(iter(change))):
         ExecutionSettings(**change)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/artifacts", "gs://bucket", "file:///shared"])
+def test_a_storage_root_is_a_folder_and_no_address(address):
+    with pytest.raises(ValidationError, match=r"storage_root.*\n.*artifacts lie in folders only"):
+        ExecutionSettings(storage_root=address)
+    assert ExecutionSettings(storage_root="/mnt/bucket").storage_root == "/mnt/bucket"

@@ -77,7 +77,7 @@ def flow(monkeypatch):
         ("compare={budget_fractions: [0.1], policies: [ucb1]}", None),
         ("selection={top_fraction: 0.3}", "only drawn samples can be selected; raise the budget"),
         ("compare.max_sample=3", "did you mean max_samples?"),
-        ("execution.runner=ray", "threads, processes"),
+        ("execution.runner=trains", "threads, processes, ray"),
     ],
 )
 def test_a_comparison_that_cannot_be_made_is_refused(call, flow, made, config_file, override, wanted):

@@ -98,7 +98,7 @@ def test_a_missing_file_is_bad_usage(call, tmp_path, command):
         ("selection.budget_fraction=2", "value seen: 2"),
         ("selection.budget_fraction", "not of the form key.path=value"),
         ("mode.x=1", "not a section"),
-        ("execution.runner=ray", "threads, processes"),
+        ("execution.runner=trains", "threads, processes, ray"),
         ("execution.runer=threads", "did you mean runner?"),
         ("execution.device=tpu", "cuda"),
         ("target.validation=absent.jsonl", "absent.jsonl"),

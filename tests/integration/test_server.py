@@ -209,12 +209,19 @@ def test_server_catalog_and_mlflow_name_the_same_runs(first, home, server):
     assert mlflow_run in link["data"]
 
 
+def own_lines(server, flow_run):
+    """Return what our own loggers said in a flow run; the server gives so many lines at a time."""
+    lines, wanted = [], {"flow_run_id": {"any_": [flow_run["id"]]}}
+    while page := server.find("logs", logs=wanted, offset=len(lines)):
+        lines += page
+    return [line for line in lines if line["name"].split(".")[0] in ("clusterucb_core", "flows", "tasks")]
+
+
 def logged(services, server, flow_run, wanted):
-    """Return what the log, clock and progress of a flow run said there, once what is wanted has arrived."""
+    """Return the lines of our own loggers, once the one that is wanted has arrived."""
 
     def found():
-        loggers = {"query": '"flows.run_log" "tasks.clock" "flows.progress"'}
-        lines = server.find("logs", logs={"flow_run_id": {"any_": [flow_run["id"]]}, "text": loggers})
+        lines = own_lines(server, flow_run)
         return lines if any(wanted in line["message"] for line in lines) else None
 
     return services.wait_for(found, seconds=30, what=f"a log line with {wanted!r}")
@@ -222,7 +229,7 @@ def logged(services, server, flow_run, wanted):
 
 def test_the_page_of_a_run_shows_what_its_stages_say(first, services, server):
     lines = logged(services, server, first.flow_run, "is complete")
-    assert {line["name"] for line in lines} == {"flows.run_log", "tasks.clock", "flows.progress"}
+    assert {"flows.run_log", "tasks.clock", "flows.progress"} <= {line["name"] for line in lines}
     assert any(line["message"].startswith("warmup took") for line in lines)
     assert any(re.match(r"features-adam: \d+ of \d+ shards", line["message"]) for line in lines)
 

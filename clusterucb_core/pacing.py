@@ -76,6 +76,8 @@ def pace_text(done: int, total: int | None, *, unit: str, seconds: float) -> str
 
 def duration_text(seconds: float) -> str:
     """Return a duration in the unit that suits it."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

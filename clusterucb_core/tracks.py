@@ -54,10 +54,11 @@ class StageTime(Frozen):
 
 
 class RunFigures(Frozen):
-    """What one run of the flow took: the pool it read, what it computed itself, and its stages."""
+    """What one run of the flow took: the pool it read, what it computed itself, its seconds and stages."""
 
     pool: PoolVersion
     work: Work
+    seconds: float
     stages: tuple[StageTime, ...]
 
 
@@ -93,6 +94,7 @@ def figure_metrics(figures: RunFigures) -> Iterator[Metric]:
     values = {
         "run/gradient_evaluations": figures.work.gradient_evaluations,
         "run/trainings": figures.work.trainings,
+        "run/seconds": figures.seconds,
         "run/cache_hits": sum(item.cached for item in figures.stages),
     }
     for item in figures.stages:

@@ -1,5 +1,6 @@
 """What is watched of a run while it is under way: its log, and the time that its stages take."""
 
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,4 +41,5 @@ def note_versions(watch: Watch, versions: Sequence[Sequence[int]]) -> None:
 
 def figures_of(watch: Watch, pool: PoolVersion, work: Work) -> RunFigures:
     """Return what the run took so far."""
-    return RunFigures(pool=pool, work=work, stages=tuple(watch.clock.times.values()))
+    seconds = time.monotonic() - watch.clock.began_at
+    return RunFigures(pool=pool, work=work, seconds=seconds, stages=tuple(watch.clock.times.values()))

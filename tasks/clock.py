@@ -5,6 +5,7 @@ flow's own process adds to it. Those of a fan-out may end in other processes, so
 """
 
 import logging
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,8 +25,12 @@ CACHED = "Cached"
 
 @dataclass
 class StageClock:
-    """The times of stages so far, by stage, in the order in which they first ended; it grows."""
+    """The times of stages so far, by stage, in the order in which they first ended; it grows.
 
+    `began_at` is on the monotonic clock.
+    """
+
+    began_at: float = field(default_factory=time.monotonic)
     times: dict[str, StageTime] = field(default_factory=dict[str, StageTime])
 
 

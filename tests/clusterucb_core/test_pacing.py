@@ -14,7 +14,7 @@ LOG = logging.getLogger("clusterucb_core.test")
     ("done", "total", "seconds", "text"),
     [
         (1200, 4800, 12.0, "1,200 of 4,800 samples, 100/s, 36 s left"),
-        (1, 3, 4.0, "1 of 3 samples, 0.25/s, 8 s left"),
+        (1, 3, 4.0, "1 of 3 samples, 0.25/s, 8.0 s left"),
         (3, 3, 4.0, "3 of 3 samples, 0.75/s"),
         (0, 3, 4.0, "0 of 3 samples, 0/s"),
         (500, None, 2.0, "500 samples, 250/s"),
@@ -26,7 +26,7 @@ def test_a_line_tells_done_total_rate_and_time_left(done, total, seconds, text):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")]
+    ("seconds", "text"), [(0.44, "0.4 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")]
 )
 def test_a_duration_has_the_unit_that_suits_it(seconds, text):
     assert duration_text(seconds) == text

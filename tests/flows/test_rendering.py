@@ -1,10 +1,11 @@
 import json
+import logging
 import subprocess
 import sys
 
 import pytest
 
-from flows.rendering import cut, interval, print_json, print_table, printable, size
+from flows.rendering import cut, interval, log_to_stderr, print_json, print_table, printable, size
 
 
 def test_text_cannot_steer_the_terminal():
@@ -52,3 +53,15 @@ def test_what_others_write_to_stdout_becomes_a_message():
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "result\n"
     assert ended.stderr.splitlines() == ["noise", "child"]
+
+
+@pytest.mark.parametrize(("verbose", "shown"), [(False, ["careful"]), (True, ["on my way", "careful"])])
+def test_what_is_shown_of_the_log_takes_nothing_from_others_that_keep_it(verbose, shown, capsys, caplog):
+    log = logging.getLogger("clusterucb_core.some.stage")
+    with log_to_stderr(verbose=verbose):
+        logging.getLogger("clusterucb_core").addHandler(caplog.handler)
+        log.info("on my way")
+        log.warning("careful")
+        logging.getLogger("clusterucb_core").removeHandler(caplog.handler)
+    assert [line.split(maxsplit=2)[2] for line in capsys.readouterr().err.splitlines()] == shown
+    assert caplog.messages == ["on my way", "careful"]

@@ -209,13 +209,20 @@ def test_server_catalog_and_mlflow_name_the_same_runs(first, home, server):
     assert mlflow_run in link["data"]
 
 
+def own_lines(server, flow_run):
+    """Return what our own loggers said in a flow run; the server gives so many lines at a time."""
+    lines, wanted = [], {"flow_run_id": {"any_": [flow_run["id"]]}}
+    while page := server.find("logs", logs=wanted, offset=len(lines)):
+        lines += page
+    return [line for line in lines if line["name"].split(".")[0] in ("clusterucb_core", "flows", "tasks")]
+
+
 def logged(services, server, flow_run, wanted):
-    """Return what our own loggers said in a flow run, once the last of it has arrived."""
+    """Return the lines of our own loggers, once the one that is wanted has arrived."""
 
     def found():
-        logs = server.find("logs", logs={"flow_run_id": {"any_": [flow_run["id"]]}})
-        own = [line for line in logs if line["name"].split(".")[0] in ("clusterucb_core", "flows", "tasks")]
-        return own if any(wanted in line["message"] for line in own) else None
+        lines = own_lines(server, flow_run)
+        return lines if any(wanted in line["message"] for line in lines) else None
 
     return services.wait_for(found, seconds=30, what=f"a log line with {wanted!r}")
 

@@ -1,8 +1,8 @@
 """From the turns of a row to the messages of a sample: roles, trimming, checks, content id."""
 
 import hashlib
-import json
 from collections.abc import Sequence
+from json.encoder import encode_basestring
 from typing import cast
 
 from clusterucb_core.pool.quarantine import MAX_ROW_BYTES, Reason, Unusable
@@ -35,7 +35,7 @@ def role_of(name: object) -> Role:
     """
     if not isinstance(name, str):
         raise Unusable(Reason.WRONG_TYPE, f"a role is {type_name(name)}, a text is wanted")
-    role = ROLES.get(name.strip().lower())
+    role = ROLES.get(name) or ROLES.get(name.strip().lower())
     if role is None:
         raise Unusable(Reason.UNKNOWN_ROLE, f"role {name!r}; known are {', '.join(ROLES)}")
     return role
@@ -53,11 +53,8 @@ def text_of(value: object, field: str) -> str:
         raise Unusable(Reason.WRONG_TYPE, f"{field} is {type_name(value)}, a text is wanted")
     if "\x00" in value:
         raise Unusable(Reason.NUL_CHARACTER, f"{field} has a NUL at character {value.index(chr(0))}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        detail = f"{field} has half a surrogate pair at character {error.start}"
-        raise Unusable(Reason.LONE_SURROGATE, detail) from error
+    if not value.isascii():
+        _refuse_surrogates(value, field)
     return value
 
 
@@ -111,8 +108,11 @@ def count_chars(messages: Sequence[Message]) -> int:
 
 def messages_json(messages: Sequence[Message]) -> str:
     """Return the messages as JSON, a list of objects with `role` and `content`, in one fixed form."""
-    plain = [{"role": message.role, "content": message.content} for message in messages]
-    return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+    # what json.dumps writes for a list of objects, in a fifth of its time: a pool has millions of them
+    turns = [
+        f'{{"role":"{message.role}","content":{encode_basestring(message.content)}}}' for message in messages
+    ]
+    return f"[{','.join(turns)}]"
 
 
 def content_id(messages: Sequence[Message], copy: int = 1) -> str:
@@ -153,12 +153,21 @@ def type_name(value: object) -> str:
             return type(value).__name__
 
 
+def _refuse_surrogates(value: str, field: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        detail = f"{field} has half a surrogate pair at character {error.start}"
+        raise Unusable(Reason.LONE_SURROGATE, detail) from error
+
+
 def _trimmed(turn: Message) -> Message:
     text = turn.content.strip()
     if turn.role == "assistant":
-        while marker := next((marker for marker in END_MARKERS if text.endswith(marker)), None):
+        while text.endswith(END_MARKERS):
+            marker = next(marker for marker in END_MARKERS if text.endswith(marker))
             text = text.removesuffix(marker).rstrip()
-    return Message(turn.role, text)
+    return turn if text == turn.content else Message(turn.role, text)
 
 
 def _between_prompt_and_answer(turns: list[Message]) -> list[Message]:

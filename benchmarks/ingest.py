@@ -137,6 +137,7 @@ def _command(home: Path, *line: str) -> dict[str, Any]:
         "cpu_seconds": rounded(usage.ru_utime + usage.ru_stime),
         "peak_memory_mib": round(usage.ru_maxrss / 1024),
     }
+    print(f"clusterucb {line[0]}: {figures['seconds']:g} s", file=sys.stderr, flush=True)
     return figures | ({"printed": texts[0]} if "--json" in line else {})
 
 

@@ -4,7 +4,7 @@ A made-up pool is written first, which counts for nothing. Each ingest is the co
 own: wall and CPU seconds, and peak resident memory. Two selections are published on the pool, and the queries
 that users make are timed, each on a connection of its own.
 
-    python benchmarks/ingest.py [--rows 1000000] [--folder FOLDER] [--out results/ingest.json]
+    python benchmarks/ingest.py [--rows 1000000] [--folder FOLDER] [--out benchmarks/results/ingest.json]
 """
 
 import argparse

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -19,23 +19,8 @@ FILES_A_SHAPE = 4
 REPEATED, BROKEN, FOLLOWED_UP = 0.03, 0.001, 0.15
 _SENTENCES, _CHUNK_ROWS = 4096, 4096
 _SYLLABLES = (
-    "ka",
-    "lo",
-    "mi",
-    "ren",
-    "ta",
-    "su",
-    "vel",
-    "dor",
-    "an",
-    "ith",
-    "pe",
-    "qua",
-    "né",
-    "数",
-    "ost",
-    "bri",
-)
+    "ka", "lo", "mi", "ren", "ta", "su", "vel", "dor", "an", "ith", "pe", "qua", "né", "数", "ost", "bri",
+)  # fmt: skip
 _DIRT = (b"not JSON at all", b'{"half": "a row', b'{"other": "keys"}', b'{"messages": null}', b"\xff\xfe\x00")
 
 
@@ -188,4 +173,4 @@ def _created(path: Path) -> Iterator[BinaryIO]:
             return
         # without name and time, which would make the bytes of every day others
         with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:
-            yield packed  # pyright: ignore[reportReturnType] - it is one, but for its type
+            yield cast("BinaryIO", packed)

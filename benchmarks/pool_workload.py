@@ -97,7 +97,8 @@ def _row(name: str) -> str:
 
 def _sentences(rng: np.random.Generator) -> list[str]:
     """Return sentences of five to sixteen words; one in eight ends in a line break, one in sixteen quotes."""
-    words = ["".join(rng.choice(_SYLLABLES, size=rng.integers(1, 4))) for _ in range(3000)]
+    syllables = np.array(_SYLLABLES)
+    words = np.array(["".join(rng.choice(syllables, size=rng.integers(1, 4))) for _ in range(3000)])
     found: list[str] = []
     for number in range(_SENTENCES):
         text = " ".join(rng.choice(words, size=rng.integers(5, 17))).capitalize()

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from measuring import hardware, rounded, today, versions, write_result
+from measuring import Clock, hardware, rounded, today, versions, write_result
 from pool_workload import BROKEN, REPEATED, SHAPES, change_pool, write_pool
 
 from clusterucb_core.pool.ingest import limit_samples, read_sample_ids, read_samples
@@ -44,6 +44,7 @@ from clusterucb_core.store.statements import rows as query_rows
 from clusterucb_core.targets.leaks import find_leaks
 
 PROJECT = Path(__file__).resolve().parents[1]
+TIMED = Path(__file__).with_name("timed_command.py")
 SELECTED, PULLED, LIMITED = 0.05, 0.2, 0.2
 TEST_ROWS, QUERY_ROUNDS = 1000, 3
 
@@ -113,32 +114,22 @@ def _ingest(config: Path, home: Path) -> dict[str, Any]:
 
 def _command(home: Path, *line: str) -> dict[str, Any]:
     """Run the command line to its end and return its seconds, its peak memory and, of JSON, the text."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as messages, ExitStack() as closing:
-        began = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows", *line],
-            cwd=PROJECT,
-            env=os.environ | {"CLUSTERUCB_HOME": str(home)},
-            stdout=out,
-            stderr=messages,
-        )
-        closing.callback(process.wait)
-        # wait4 tells what this one child took; getrusage adds up all that the benchmark ever started
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        texts = [(file.seek(0), file.read().decode("utf-8", "replace"))[1] for file in (out, messages)]
-    if process.returncode:
+    figures = home.parent / "figures.json"
+    done = subprocess.run(
+        [sys.executable, str(TIMED), str(figures), sys.executable, "-m", "flows", *line],
+        cwd=PROJECT,
+        env=os.environ | {"CLUSTERUCB_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
         raise RuntimeError(
-            f"`clusterucb {' '.join(line)}` ended with {process.returncode}: {texts[1][-2000:]}"
+            f"`clusterucb {' '.join(line)}` ended with {done.returncode}: {done.stderr[-2000:]}"
         )
-    figures = {
-        "seconds": rounded(seconds),
-        "cpu_seconds": rounded(usage.ru_utime + usage.ru_stime),
-        "peak_memory_mib": round(usage.ru_maxrss / 1024),
-    }
-    print(f"clusterucb {line[0]}: {figures['seconds']:g} s", file=sys.stderr, flush=True)
-    return figures | ({"printed": texts[0]} if "--json" in line else {})
+    found: dict[str, Any] = json.loads(figures.read_text("utf-8"))
+    print(f"clusterucb {line[0]}: {found['seconds']:g} s", file=sys.stderr, flush=True)
+    return found | ({"printed": done.stdout} if "--json" in line else {})
 
 
 def _newest_artifact(home: Path) -> ArtifactRef:
@@ -224,13 +215,18 @@ def _queries(catalog: Path) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for name, ask in asked.items():
-        seconds: list[float] = []
+        clock = Clock()
         for _ in range(QUERY_ROUNDS):
-            began = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             with open_catalog(catalog, read_only=True) as con:
                 ask(con)
-            seconds.append(time.perf_counter() - began)
-        found[name] = {"seconds": rounded(statistics.median(seconds)), "slowest": rounded(max(seconds))}
+            clock.wall.append(time.perf_counter() - wall)
+            clock.cpu.append(time.process_time() - cpu)
+        found[name] = {
+            "seconds": rounded(statistics.median(clock.wall)),
+            "slowest": rounded(max(clock.wall)),
+            "cpu_seconds": rounded(statistics.median(clock.cpu)),
+        }
     return found
 
 

@@ -37,7 +37,7 @@ QUARANTINE_SCHEMA: Any = pa.schema(
         ("raw", pa.string()),
     ]
 )
-_REPEATING = ["source", "path", "reason"]
+_REPEATING: Any = ["source", "path", "reason"]  # PyArrow's types know a boolean only
 _FLUSH_ROWS = 4096
 _FLUSH_CHARS = 8 * 1024 * 1024
 _READ_ROWS = 512

@@ -12,6 +12,7 @@ END_MARKERS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|eot_id|>")
 PLACEHOLDER_INPUTS = frozenset({"n/a", "none"})
 # Sources write these in many wrappings: "<no input>", "< noinput >", "No input.", "[noinput]".
 WRAPPED_PLACEHOLDER_INPUTS = frozenset({"no input", "noinput"})
+_json_text = json.JSONEncoder(ensure_ascii=False).encode
 _WRAPPING = ' .<>()[]{}"\\'
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -35,7 +36,7 @@ def role_of(name: object) -> Role:
     """
     if not isinstance(name, str):
         raise Unusable(Reason.WRONG_TYPE, f"a role is {type_name(name)}, a text is wanted")
-    role = ROLES.get(name.strip().lower())
+    role = ROLES.get(name) or ROLES.get(name.strip().lower())
     if role is None:
         raise Unusable(Reason.UNKNOWN_ROLE, f"role {name!r}; known are {', '.join(ROLES)}")
     return role
@@ -53,11 +54,8 @@ def text_of(value: object, field: str) -> str:
         raise Unusable(Reason.WRONG_TYPE, f"{field} is {type_name(value)}, a text is wanted")
     if "\x00" in value:
         raise Unusable(Reason.NUL_CHARACTER, f"{field} has a NUL at character {value.index(chr(0))}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        detail = f"{field} has half a surrogate pair at character {error.start}"
-        raise Unusable(Reason.LONE_SURROGATE, detail) from error
+    if not value.isascii():
+        _refuse_surrogates(value, field)
     return value
 
 
@@ -111,8 +109,9 @@ def count_chars(messages: Sequence[Message]) -> int:
 
 def messages_json(messages: Sequence[Message]) -> str:
     """Return the messages as JSON, a list of objects with `role` and `content`, in one fixed form."""
-    plain = [{"role": message.role, "content": message.content} for message in messages]
-    return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+    # what json.dumps writes for a list of objects, in a fifth of its time: a pool has millions of them
+    turns = [f'{{"role":"{message.role}","content":{_json_text(message.content)}}}' for message in messages]
+    return f"[{','.join(turns)}]"
 
 
 def content_id(messages: Sequence[Message], copy: int = 1) -> str:
@@ -153,12 +152,21 @@ def type_name(value: object) -> str:
             return type(value).__name__
 
 
+def _refuse_surrogates(value: str, field: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        detail = f"{field} has half a surrogate pair at character {error.start}"
+        raise Unusable(Reason.LONE_SURROGATE, detail) from error
+
+
 def _trimmed(turn: Message) -> Message:
     text = turn.content.strip()
     if turn.role == "assistant":
-        while marker := next((marker for marker in END_MARKERS if text.endswith(marker)), None):
+        while text.endswith(END_MARKERS):
+            marker = next(marker for marker in END_MARKERS if text.endswith(marker))
             text = text.removesuffix(marker).rstrip()
-    return Message(turn.role, text)
+    return turn if text == turn.content else Message(turn.role, text)
 
 
 def _between_prompt_and_answer(turns: list[Message]) -> list[Message]:

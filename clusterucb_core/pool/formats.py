@@ -189,7 +189,11 @@ def _fitting(value: object, shapes: Sequence[Shape]) -> Shape | None:
     if not isinstance(value, dict):
         return None
     row = cast("dict[str, object]", value)
-    return next((shape for shape in shapes if not _absent(shape, row)), None)
+    return next((shape for shape in shapes if _fits(shape, row)), None)
+
+
+def _fits(shape: Shape, row: Mapping[str, object]) -> bool:
+    return all(keys[0] in row or any(key in row for key in keys) for keys in shape.needs)
 
 
 def _absent(shape: Shape, row: Mapping[str, object]) -> list[str]:
@@ -260,7 +264,8 @@ def _fields(shape: Shape, value: object) -> Mapping[str, object]:
     if not isinstance(value, dict):
         raise Unusable(Reason.WRONG_TYPE, f"the row is {type_name(value)}, an object is wanted")
     row = cast("dict[str, object]", value)
-    if absent := _absent(shape, row):
+    if not _fits(shape, row):
+        absent = _absent(shape, row)
         raise Unusable(Reason.MISSING_FIELD, f"{', '.join(absent)} is missing; the row has {_outline(row)}")
     return row
 
@@ -293,7 +298,11 @@ def _pair(prompt: str, answer: str) -> tuple[Message, Message]:
 
 
 def _first(row: Mapping[str, object], *keys: str) -> object:
-    return next((row[key] for key in keys if row.get(key) is not None), None)
+    for key in keys:
+        value = row.get(key)
+        if value is not None:
+            return value
+    return None
 
 
 def _first_text(row: Mapping[str, object], *keys: str) -> str:

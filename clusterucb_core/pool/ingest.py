@@ -223,14 +223,15 @@ def _count_row(
 ) -> None:
     is_row = all(bad.reason is not Reason.BROKEN_CONTAINER for bad in row.bad)
     tally.rows += is_row
-    tally.events[file.name].update(
-        rows_read=int(is_row),
-        samples_read=len(row.samples),
-        kept=len(kept),
-        duplicates=repeats,
-        withdrawn=len(row.samples) - len(kept) - repeats,
-    )
-    tally.reasons[file.name].update(str(bad.reason) for bad in row.bad)
+    # one by one: Counter.update takes as long as reading the row
+    events = tally.events[file.name]
+    events["rows_read"] += is_row
+    events["samples_read"] += len(row.samples)
+    events["kept"] += len(kept)
+    events["duplicates"] += repeats
+    events["withdrawn"] += len(row.samples) - len(kept) - repeats
+    for bad in row.bad:
+        tally.reasons[file.name][str(bad.reason)] += 1
     for sample in kept:
         tally.ids += bytes.fromhex(sample.sample_id)
     if row.bad and not tally.first_bad:
@@ -262,8 +263,9 @@ def _counts(tally: _Tally) -> IngestCounts:
 
 def _ids_digest(ids: bytearray) -> str:
     """Return the SHA-256 of the sorted ids as hex digits, one a line."""
-    ordered = sorted(ids[at : at + _DIGEST_BYTES].hex() for at in range(0, len(ids), _DIGEST_BYTES))
-    return hashlib.sha256("\n".join(ordered).encode()).hexdigest()
+    raw = bytes(ids)
+    ordered = sorted(raw[at : at + _DIGEST_BYTES] for at in range(0, len(raw), _DIGEST_BYTES))
+    return hashlib.sha256(b"".join(ordered).hex("\n", _DIGEST_BYTES).encode()).hexdigest()
 
 
 def _no_samples(tally: _Tally) -> str:

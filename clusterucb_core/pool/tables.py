@@ -37,6 +37,7 @@ QUARANTINE_SCHEMA: Any = pa.schema(
         ("raw", pa.string()),
     ]
 )
+_REPEATING: Any = ["source", "path", "reason"]  # PyArrow's types know a boolean only
 _FLUSH_ROWS = 4096
 _FLUSH_CHARS = 8 * 1024 * 1024
 _READ_ROWS = 512
@@ -54,7 +55,9 @@ class TableWriter:
     def add(self, *row: str | int) -> None:
         """Add one row, its values in the order of the schema."""
         self._rows.append(row)
-        self._chars += sum(len(value) for value in row if isinstance(value, str))
+        for value in row:
+            if isinstance(value, str):
+                self._chars += len(value)
         if len(self._rows) >= _FLUSH_ROWS or self._chars >= _FLUSH_CHARS:
             self.flush()
 
@@ -73,7 +76,8 @@ class TableWriter:
 @contextmanager
 def table_writer(path: Path, schema: Any) -> Generator[TableWriter]:
     """Give a writer of a new Parquet file, which is complete when the block ends without an error."""
-    with pq.ParquetWriter(path, schema, compression="zstd") as file:
+    # a dictionary of texts that are all different is built for nothing
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=_REPEATING) as file:
         writer = TableWriter(file, schema)
         yield writer
         writer.flush()

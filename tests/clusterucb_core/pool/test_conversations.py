@@ -1,6 +1,9 @@
 import hashlib
+import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clusterucb_core.pool.conversations import (
     END_MARKERS,
@@ -141,6 +144,13 @@ def test_the_content_id_is_the_hash_of_the_stored_messages() -> None:
     text = '[{"role":"user","content":"é"},{"role":"assistant","content":"A"}]'
     assert messages_json(messages) == text
     assert content_id(messages) == hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=4))
+def test_stored_messages_are_what_the_json_library_writes(texts: list[str]) -> None:
+    messages = [Message("user", f'{text}"\\\n\x07\x7f\u2028') for text in texts]
+    plain = [{"role": "user", "content": message.content} for message in messages]
+    assert messages_json(messages) == json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
 
 
 def test_the_content_id_tells_roles_borders_and_copies_apart() -> None:

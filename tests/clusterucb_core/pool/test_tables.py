@@ -51,6 +51,13 @@ def test_a_deleted_table_is_a_missing_artifact(tmp_path: Path) -> None:
         list(read_samples(gone))
 
 
+def test_only_columns_that_repeat_themselves_have_a_dictionary(ref: ArtifactRef) -> None:
+    group = pq.ParquetFile(Path(ref.path) / SAMPLES_FILE).metadata.row_group(0)
+    columns = [group.column(place) for place in range(group.num_columns)]
+    found = {column.path_in_schema for column in columns if "RLE_DICTIONARY" in column.encodings}
+    assert found == {"source", "path"}
+
+
 def test_rows_are_written_in_groups_before_they_grow_large(ref: ArtifactRef, tmp_path: Path) -> None:
     assert pq.ParquetFile(Path(ref.path) / SAMPLES_FILE).metadata.num_row_groups == 2
     with table_writer(tmp_path / "big.parquet", SAMPLES_SCHEMA) as table:

@@ -25,11 +25,11 @@ class Maintained(Frozen):
 
 @flow(name="clusterucb-maintenance", persist_result=False)
 def maintenance(
-    keep_runs: Annotated[int, Field(ge=1, title="Runs to keep")] = 10,
-    keep_backups: Annotated[int, Field(ge=1, title="Backups to keep")] = 7,
-    grace_hours: Annotated[float, Field(ge=0, title="Grace in hours")] = 72.0,
-    storage_root: Annotated[str | None, Field(title="Storage root")] = None,
-    dry_run: Annotated[bool, Field(title="Dry run")] = False,
+    keep_runs: Annotated[int, Field(ge=1)] = 10,
+    keep_backups: Annotated[int, Field(ge=1)] = 7,
+    grace_hours: Annotated[float, Field(ge=0)] = 72.0,
+    storage_root: str | None = None,
+    dry_run: bool = False,
 ) -> Maintained:
     """Remove artifacts that no kept run needs, and back the catalog up.
 

@@ -4,11 +4,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from prefect import flow
 from prefect.runtime import flow_run
-from pydantic import Field
 
 from clusterucb_core.artifacts import fingerprint
 from clusterucb_core.config import RunConfig
@@ -60,8 +58,8 @@ def run_reselection(
 def reselect(
     config: RunConfig | None = None,
     execution: ExecutionSettings = ExecutionSettings(),  # noqa: B008
-    new_warmup: Annotated[bool, Field(title="New warmup")] = False,
-    train: Annotated[bool, Field(title="Train on the new selection")] = False,
+    new_warmup: bool = False,
+    train: bool = False,
 ) -> ReselectionResult:
     """Select again after the pool changed, computing only what is new.
 

@@ -6,6 +6,7 @@ however it ends.
 
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Generator
@@ -13,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
+from prefect.logging.loggers import LoggingAdapter
 from prefect.runtime import flow_run
 
 LOCK = "run.lock"
@@ -25,14 +28,14 @@ REPORT_EVERY_S = 60.0
 def turn(home: Path) -> Generator[None]:
     """Wait until no other run works in a state folder, and hold it until the block ends.
 
-    Called in a flow run, whose log says what it waits for.
+    The log of the flow run says what it waits for; that of this module where there is none.
     """
     home.mkdir(parents=True, exist_ok=True)
     with (home / LOCK).open("a+", encoding="utf-8") as file:
         _wait(file)
         file.seek(0)
         file.truncate()
-        json.dump({"pid": os.getpid(), "flow_run": flow_run.name}, file)
+        json.dump({"pid": os.getpid(), "name": flow_run.name or "a command"}, file)
         file.flush()
         yield
         file.truncate(0)
@@ -47,7 +50,7 @@ def _wait(file: IO[str]) -> None:
             now = time.monotonic()
             if now - reported >= REPORT_EVERY_S:
                 reported = now
-                get_run_logger().warning(
+                _logger().warning(
                     "another run works in this state folder (%s); waiting for %.0f s",
                     _holder(file),
                     now - began,
@@ -57,6 +60,10 @@ def _wait(file: IO[str]) -> None:
         return
 
 
+def _logger() -> "logging.Logger | LoggingAdapter":
+    return logging.getLogger(__name__) if FlowRunContext.get() is None else get_run_logger()
+
+
 def _holder(file: IO[str]) -> str:
     file.seek(0)
     text = file.read()
@@ -64,4 +71,4 @@ def _holder(file: IO[str]) -> str:
         holder = json.loads(text)
     except json.JSONDecodeError:  # it has just begun or ended
         return "just now"
-    return f"flow run {holder['flow_run']}, process {holder['pid']}"
+    return f"{holder['name']}, process {holder['pid']}"

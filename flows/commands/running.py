@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clusterucb_core.estimate import Estimate
     from clusterucb_core.outcome import RunResult
     from clusterucb_core.pool.ingest import IngestCounts
+    from clusterucb_core.store import PoolVersion
 
 
 def run(
@@ -78,6 +79,7 @@ def ingest(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
     with during_run(), only_messages():
         pool = run_ingest(spec, workspace)
         version, counts = publish_pool(pool, workspace), ingest_counts(pool)
+        _announce(version)
     if as_json:
         print_json({**version.model_dump(mode="json"), "counts": counts.model_dump(mode="json")})
         return
@@ -110,6 +112,14 @@ def check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
         print_json(estimate.model_dump(mode="json"))
         return
     _print_estimate(estimate)
+
+
+def _announce(version: "PoolVersion") -> None:
+    """Emit the event of a new pool version to the Prefect server that the user has named."""
+    if version.created and os.environ.get("PREFECT_API_URL"):
+        from flows.events import announce_pool
+
+        announce_pool(version)
 
 
 def configure() -> None:

@@ -84,8 +84,11 @@ def _erase(
     sample_ids: list[str], workspace: "Workspace", *, reason: str, roots: list[Path]
 ) -> "ErasureResult":
     from clusterucb_core.erasure import erase_samples  # with all stages, which to withdraw takes no time for
+    from flows.turns import turn
 
-    return erase_samples(sample_ids, workspace, reason=reason, roots=roots)
+    # a run that is under way could write again what is erased
+    with turn(state_folder()):
+        return erase_samples(sample_ids, workspace, reason=reason, roots=roots)
 
 
 def _wanted(named: list[str], id_file: Path | None) -> list[str]:

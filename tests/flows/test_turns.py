@@ -1,7 +1,6 @@
 """One run at a time in a state folder."""
 
 import json
-import logging
 import subprocess
 import sys
 import threading
@@ -23,9 +22,7 @@ with turn(Path(sys.argv[1])):
 
 
 @pytest.fixture(autouse=True)
-def plain_log(monkeypatch):
-    """Outside a flow run there is no run logger."""
-    monkeypatch.setattr(turns, "get_run_logger", lambda: logging.getLogger("flows.turns"))
+def impatient(monkeypatch):
     monkeypatch.setattr(turns, "POLL_S", 0.01)
 
 
@@ -43,7 +40,7 @@ def test_a_second_run_waits_until_the_first_has_ended_and_says_for_whom(tmp_path
         order.append("first")
     waiting.join(10)
     assert order == ["first", "second"]
-    assert "another run works in this state folder (flow run" in caplog.text
+    assert "another run works in this state folder (a command, process" in caplog.text
 
 
 def test_a_run_that_was_killed_leaves_no_lock_behind(tmp_path):

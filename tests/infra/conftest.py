@@ -1,6 +1,6 @@
-"""The local stack is a package beside its two scripts, as they import it: put its folder on the path."""
+"""Folders of modules that tests import by name: the local stack's package, and what drives it here."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "infra" / "local"))
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "infra" / "local"), str(Path(__file__).parent)]

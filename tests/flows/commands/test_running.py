@@ -198,6 +198,20 @@ def test_ingest_counts_rows_and_makes_one_version(call, config_file, home):
     assert "pool version 1 unchanged: 200 samples" in again.out
 
 
+@pytest.mark.parametrize(("api", "announced"), [("http://127.0.0.1:9/api", [1]), (None, [])])
+def test_a_new_pool_version_is_announced_once_where_a_server_is_named(
+    call, config_file, monkeypatch, api, announced
+):
+    found = []
+    announce = SimpleNamespace(announce_pool=lambda version: found.append(version.pool_version))
+    monkeypatch.setitem(sys.modules, "flows.events", announce)
+    if api:
+        monkeypatch.setenv("PREFECT_API_URL", api)
+    assert call("ingest", config_file).code == 0
+    assert call("ingest", config_file).code == 0
+    assert found == announced
+
+
 def test_ingest_of_files_without_a_known_shape_fails(call, config_file, tmp_path):
     (tmp_path / "pool.jsonl").write_text('{"x": 1}\n')
     outcome = call("ingest", config_file)

@@ -18,6 +18,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from flows.events import POOL_RESOURCE, POOL_UPDATED
+
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = ("4bit", "atheris", "bergson", "docs", "trl")
 IN_BASE_LOCK = ("ray", "dev")
@@ -92,12 +94,28 @@ def test_the_lock_pins_torch_without_a_build_and_holds_what_the_editable_install
     assert unmet(build, pins("requirements.lock")) == []
 
 
-def test_the_deployment_names_the_flow_and_lets_one_run_in_at_a_time() -> None:
-    (deployment,) = yaml.safe_load((ROOT / "prefect.yaml").read_text("utf-8"))["deployments"]
-    path, function = deployment["entrypoint"].split(":")
-    assert re.search(rf"^def {function}\(", (ROOT / path).read_text("utf-8"), re.MULTILINE)
-    assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-    assert "schedules" not in deployment
+def test_every_deployment_names_a_flow_and_lets_one_run_in_at_a_time() -> None:
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text("utf-8"))["deployments"]
+    for deployment in deployments:
+        path, function = deployment["entrypoint"].split(":")
+        assert re.search(rf"^def {function}\(", (ROOT / path).read_text("utf-8"), re.MULTILINE)
+        assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+        assert deployment["description"]
+
+
+def test_the_deployments_are_started_by_hand_by_the_clock_or_by_the_event_of_a_new_pool() -> None:
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text("utf-8"))["deployments"]
+    found = {item["name"]: [key for key in ("schedules", "triggers") if key in item] for item in deployments}
+    assert found == {
+        "pipeline": [],
+        "reselect-nightly": ["schedules"],
+        "reselect-on-pool-change": ["triggers"],
+        "compare": [],
+        "maintenance": ["schedules"],
+    }
+    (trigger,) = next(item["triggers"] for item in deployments if "triggers" in item)
+    assert trigger["expect"] == [POOL_UPDATED]
+    assert trigger["match"] == {"prefect.resource.id": POOL_RESOURCE}
 
 
 def test_no_file_names_a_path_of_one_machine() -> None:

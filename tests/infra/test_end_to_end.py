@@ -175,7 +175,7 @@ def from_the_form(stack, demo, page, shots):
     (run,) = wait(lambda: runs(stack, "clusterucb/pipeline"), seconds=60, what="the submitted run")
     done = completed(stack, run)
     page.goto(f"{base}/runs/flow-run/{run['id']}", wait_until="domcontentloaded")
-    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("Artifacts", exact=True).last.click()
     return done
 
 

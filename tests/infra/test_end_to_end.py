@@ -151,14 +151,11 @@ def command(stack: LocalStack, *words: str) -> dict[str, Any]:
 
 
 def edit_pool(demo: Path) -> None:
-    """Change the answer of some rows of one file of the pool."""
-    path = demo / "pool" / "small_talk.json"
+    """Change the answer of so many rows that some of the samples that count are among them."""
+    path = demo / "pool" / "arithmetic_stories.json"
     rows = json.loads(path.read_text())
-    kept = [row for row in rows if isinstance(row, dict)]
-    for row in kept[:40]:
-        for key, value in row.items():
-            if isinstance(value, str):
-                row[key] = f"{value} Indeed."
+    for row in rows[:150]:
+        row["output"] = f"{row['output']} Indeed."
     path.write_text(json.dumps(rows))
 
 

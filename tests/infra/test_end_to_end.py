@@ -212,7 +212,7 @@ def test_an_ingest_that_changed_the_pool_starts_a_re_selection_and_one_that_did_
     edit_pool(demo)
     ingested = command(stack, "ingest", str(config))
     assert ingested["created"] is True
-    assert ingested["n_added"] == ingested["n_removed"] > 0
+    assert min(ingested["n_added"], ingested["n_removed"]) > 100
     deployment = "clusterucb-reselect/reselect-on-pool-change"
     (run,) = wait(lambda: runs(stack, deployment), seconds=120, what="the run of the event")
     done = completed(stack, run)

@@ -55,6 +55,7 @@ RECORDS = Counter(
         "count work": 1,
         "finish tracking": 1,
         "keep outcome": 1,
+        "keep trail": 1,
     }
 )
 

@@ -102,10 +102,12 @@ def check_version(con: duckdb.DuckDBPyConnection, version: int) -> None:
         raise UnknownVersion(_unknown_message(con, version))
 
 
-def selection_samples(con: duckdb.DuckDBPyConnection, version: int) -> pl.DataFrame:
+def selection_samples(
+    con: duckdb.DuckDBPyConnection, version: int, *, most: int | None = None
+) -> pl.DataFrame:
     """Return rank, sample_id, influence, cluster, source and messages (JSON text), by rank.
 
-    Messages are null where the sample was erased.
+    Messages are null where the sample was erased. Of a large selection `most` reads the first ranks only.
 
     Raises:
         UnknownVersion: the catalog holds no such version.
@@ -115,8 +117,8 @@ def selection_samples(con: duckdb.DuckDBPyConnection, version: int) -> pl.DataFr
         con,
         "SELECT rank, sample_id, influence, cluster, source, messages "
         "FROM selection_samples LEFT JOIN samples USING (sample_id) "
-        "WHERE selection_version = ? ORDER BY rank",
-        [version],
+        "WHERE selection_version = $version AND ($most IS NULL OR rank <= $most) ORDER BY rank",
+        {"version": version, "most": most},
     )
 
 

@@ -70,7 +70,7 @@ def show(
         number = _number(con, wanted)
         summary = selection_summary(con, number)
         sources, evaluations = selection_sources(con, number), selection_evaluations(con, number)
-        top = selection_samples(con, number).head(TOP_SAMPLES)
+        top = selection_samples(con, number, most=TOP_SAMPLES)
     if as_json:
         tables = {
             "sources": sources.to_dicts(),

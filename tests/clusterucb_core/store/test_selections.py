@@ -105,6 +105,12 @@ def test_samples_come_by_rank_with_their_text(con, draft):
     assert json.loads(found["messages"][0])[0]["content"] == "b1"
 
 
+def test_of_a_large_selection_the_first_ranks_can_be_read_alone(con, draft):
+    publish_selections(con, [draft(["b1", "a2", "a1"])])
+    assert selection_samples(con, 1, most=2)["sample_id"].to_list() == ["b1", "a2"]
+    assert selection_samples(con, 1, most=9).equals(selection_samples(con, 1))
+
+
 def test_pulls_come_in_drawing_order(con, draft):
     publish_selections(con, [draft(["b1", "a2"])])
     assert selection_pulls(con, 1).select("step", "sample_id", "kind").rows() == [

@@ -20,12 +20,11 @@ from clusterucb_core.stages.summary import (
     spaces_of,
     trainings_of,
 )
-from clusterucb_core.trails import RunTrail, TargetTrail, run_trail
 from flows.evaluation import evaluate_subject
 from flows.home import configure_tracking, state_folder
 from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_subjects
-from flows.publication import publish
+from flows.publication import publish, trail_to_follow
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select
 from flows.turns import turn
@@ -104,33 +103,9 @@ def _run(plan: RunPlan, watch: Watch, *, started_at: float) -> RunResult:
         ),
     )
     keep_outcome(plan, result)
-    keep_trail(_trail(plan, targets, outcomes, subjects), plan.workspace)
+    trail = trail_to_follow(plan, targets, outcomes, subjects, at_warmup=targets[0].trainable)
+    keep_trail(trail, plan.workspace)
     return result
-
-
-def _trail(
-    plan: RunPlan,
-    targets: Sequence[Inputs],
-    outcomes: Sequence[TargetOutcome],
-    subjects: Sequence[Sequence[Trajectory]],
-) -> RunTrail:
-    found = [
-        TargetTrail(
-            target=inputs.name,
-            candidates=inputs.candidates,
-            versions=outcome.versions,
-            subjects=tuple(of_target),
-            evaluations=outcome.evaluations,
-        )
-        for inputs, outcome, of_target in zip(targets, outcomes, subjects, strict=True)
-    ]
-    return run_trail(
-        plan,
-        targets[0].pool_version,
-        found,
-        at_warmup=targets[0].trainable,
-        inputs=[ref for inputs in targets for ref in inputs.artifacts],
-    )
 
 
 def _random_baselines(plan: RunPlan) -> list[str]:

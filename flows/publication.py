@@ -1,4 +1,4 @@
-"""The versions of a run: published for all its targets at once."""
+"""What a run leaves: its versions, published for all its targets at once, and its trail."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -6,8 +6,10 @@ from itertools import islice
 from prefect.runtime import flow_run
 
 from clusterucb_core.planning import RunPlan
+from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.publication import RunFacts
-from clusterucb_core.stages.summary import Trajectory
+from clusterucb_core.stages.summary import TargetOutcome, Trajectory
+from clusterucb_core.trails import RunTrail, TargetTrail, run_trail
 from flows.preparation import Inputs
 from tasks.selection import publish_selection
 
@@ -19,6 +21,37 @@ def publish(
     periods = [period for trajectory in chosen for period in trajectory.periods]
     versions = iter(publish_selection(periods, _facts(plan, inputs, mlflow_run_id), plan.workspace))
     return [list(islice(versions, len(trajectory.periods))) for trajectory in chosen]
+
+
+def trail_to_follow(
+    plan: RunPlan,
+    targets: Sequence[Inputs],
+    outcomes: Sequence[TargetOutcome],
+    subjects: Sequence[Sequence[Trajectory]],
+    *,
+    at_warmup: ArtifactRef,
+) -> RunTrail:
+    """Return what a re-selection may follow of a run.
+
+    Args:
+        plan: the run.
+        targets: what its files became, target by target.
+        outcomes: what it came to for each.
+        subjects: the trajectories of each, the selection's first.
+        at_warmup: the candidates that its warmup was drawn from.
+    """
+    found = [
+        TargetTrail(
+            target=inputs.name,
+            candidates=inputs.candidates,
+            versions=outcome.versions,
+            subjects=tuple(of_target),
+            evaluations=outcome.evaluations,
+        )
+        for inputs, outcome, of_target in zip(targets, outcomes, subjects, strict=True)
+    ]
+    used = [ref for inputs in targets for ref in inputs.artifacts]
+    return run_trail(plan, targets[0].pool_version, found, at_warmup=at_warmup, inputs=used)
 
 
 def _facts(plan: RunPlan, inputs: Inputs, mlflow_run_id: str | None) -> RunFacts:

@@ -13,19 +13,19 @@ from clusterucb_core.config import RunConfig
 from clusterucb_core.errors import MissingArtifact
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.planning import RunPlan, plan_run
-from clusterucb_core.records import ArtifactRef
 from clusterucb_core.reselection import ReselectionResult, unchanged
 from clusterucb_core.stages.pool_change import PoolChange, asks_for_warmup
 from clusterucb_core.stages.publication import Evaluated
 from clusterucb_core.stages.summary import (
     TargetOutcome,
     Trajectory,
+    Work,
     clusterings_of,
     measures,
     spaces_of,
     trainings_of,
 )
-from clusterucb_core.trails import RunTrail, TargetTrail, followed_trail, newest_trails, run_trail, trail_of
+from clusterucb_core.trails import RunTrail, followed_trail, newest_trails, trail_of
 from clusterucb_core.workspace import Workspace, stage_key
 from flows.evaluation import evaluate_subject
 from flows.following import follow, train_on
@@ -33,7 +33,7 @@ from flows.home import configure_tracking, state_folder
 from flows.pipeline import run_stages
 from flows.preparation import Inputs, prepare
 from flows.progress import show_differences
-from flows.publication import publish
+from flows.publication import publish, trail_to_follow
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.turns import turn
 from flows.watching import Watch, figures_of, note_versions, watched
@@ -128,19 +128,7 @@ def _reselect(
 def _start_over(change: _Change) -> ReselectionResult:
     result = run_stages(change.plan.config, change.plan.execution)
     now = trail_of(result.run_id, change.plan.workspace)
-    targets = compare_selections(now, change.trail, change.changes, change.plan.workspace)
-    show_differences(targets, now.run_id)
-    return ReselectionResult(
-        run_id=now.run_id,
-        followed_run_id=change.trail.run_id,
-        pool_version=now.pool_version,
-        changed=True,
-        new_warmup=True,
-        targets=targets,
-        work=result.work,
-        mlflow_run_id=result.mlflow_run_id,
-        seconds=round(time.time() - change.started_at, 1),
-    )
+    return _told(change, now, work=result.work, mlflow_run_id=result.mlflow_run_id, new_warmup=True)
 
 
 def _follow(change: _Change, *, train: bool) -> ReselectionResult:
@@ -161,19 +149,27 @@ def _follow(change: _Change, *, train: bool) -> ReselectionResult:
     ]
     work = count_work(change.started_at, spaces_of(chosen), trainings_of(chosen), plan.workspace)
     finish_tracking(plan, tracking, outcomes, figures_of(change.watch, inputs[0].pool_version, work))
-    now = _trail(plan, inputs, outcomes, at_warmup=before.at_warmup)
+    subjects = [(item,) for item in chosen]
+    now = trail_to_follow(plan, inputs, outcomes, subjects, at_warmup=before.at_warmup)
     keep_trail(now, plan.workspace)
-    targets = compare_selections(now, before, change.changes, plan.workspace)
-    show_differences(targets, plan.run_id)
+    return _told(change, now, work=work, mlflow_run_id=tracking.mlflow_run_id, new_warmup=False)
+
+
+def _told(
+    change: _Change, now: RunTrail, *, work: Work, mlflow_run_id: str | None, new_warmup: bool
+) -> ReselectionResult:
+    """Show what the new selections changed, and return it with what it took."""
+    targets = compare_selections(now, change.trail, change.changes, change.plan.workspace)
+    show_differences(targets, now.run_id)
     return ReselectionResult(
-        run_id=plan.run_id,
-        followed_run_id=before.run_id,
+        run_id=now.run_id,
+        followed_run_id=change.trail.run_id,
         pool_version=now.pool_version,
         changed=True,
-        new_warmup=False,
+        new_warmup=new_warmup,
         targets=targets,
         work=work,
-        mlflow_run_id=tracking.mlflow_run_id,
+        mlflow_run_id=mlflow_run_id,
         seconds=round(time.time() - change.started_at, 1),
     )
 
@@ -197,20 +193,3 @@ def _outcome(plan: RunPlan, inputs: Inputs, chosen: Trajectory, versions: Sequen
         evaluations=() if evaluated is None else (evaluated,),
         test_tokens=inputs.test_tokens,
     )
-
-
-def _trail(
-    plan: RunPlan, targets: Sequence[Inputs], outcomes: Sequence[TargetOutcome], *, at_warmup: ArtifactRef
-) -> RunTrail:
-    found = [
-        TargetTrail(
-            target=inputs.name,
-            candidates=inputs.candidates,
-            versions=outcome.versions,
-            subjects=(outcome.chosen,),
-            evaluations=outcome.evaluations,
-        )
-        for inputs, outcome in zip(targets, outcomes, strict=True)
-    ]
-    used = [ref for inputs in targets for ref in inputs.artifacts]
-    return run_trail(plan, targets[0].pool_version, found, at_warmup=at_warmup, inputs=used)

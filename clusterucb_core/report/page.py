@@ -222,9 +222,8 @@ def _commands(content: ReportContent) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Replace what HTML cannot hold: control characters and halves of surrogate pairs."""
-    kept = "".join(c if c in "\n\t" or not _is_control(c) else "\ufffd" for c in text)
-    return kept.encode("utf-8", errors="replace").decode("utf-8")
+    """Replace the control characters that HTML cannot hold."""
+    return "".join(c if c in "\n\t" or not _is_control(c) else "\ufffd" for c in text)
 
 
 def _is_control(character: str) -> bool:

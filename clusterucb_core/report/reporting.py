@@ -118,9 +118,17 @@ def renew_report(workspace: Workspace, record: ExportRecord) -> Literal["rewritt
     out = Path(record.path)
     if not out.is_file():
         return "gone"
-    if file_digest(out) != record.digest:
-        return "changed"
-    write_report(workspace, record.selection_version, out)
+    content = read_content(workspace.catalog, record.selection_version, texts=True)
+    draft = _draft_of(out)
+    try:
+        draft.write_text(report_page(workspace, content), encoding="utf-8", newline="\n")
+        # the second digest: an earlier attempt has renewed the file
+        if file_digest(out) not in (record.digest, file_digest(draft)):
+            return "changed"
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+    _record(workspace.catalog, out, out, version=record.selection_version)
     return "rewritten"
 
 

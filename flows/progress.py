@@ -1,4 +1,4 @@
-"""Progress of mapped tasks, and tables, as Prefect artifacts."""
+"""Progress of mapped tasks, tables and links, as Prefect artifacts."""
 
 import logging
 import time
@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.futures import PrefectFuture, as_completed
 
 from clusterucb_core.pacing import Pace, advance, pace_text
@@ -61,6 +66,16 @@ def show_differences(targets: Sequence[TargetReselection], run_id: str) -> None:
         for counts in of_part
     ]
     create_table_artifact(key="selection-difference", table=rows, description=f"What run {run_id} changed")
+
+
+def show_reports(outcomes: Sequence[TargetOutcome], addresses: dict[str, str]) -> None:
+    """Link the flow run to its reports, and say how each is written with the texts of samples."""
+    links = [f"- [{name}]({address}), without the texts of samples" for name, address in addresses.items()]
+    commands = [
+        f"- {outcome.target}: `clusterucb report {outcome.versions[-1]}` writes the page with the texts"
+        for outcome in outcomes
+    ]
+    create_markdown_artifact("\n".join([*links, *commands]), key="report")
 
 
 def show_settings(settings: Sequence[SettingSummary], run_id: str) -> None:

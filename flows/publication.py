@@ -12,6 +12,7 @@ from clusterucb_core.stages.summary import TargetOutcome, Trajectory
 from clusterucb_core.tracks import RunFigures
 from clusterucb_core.trails import RunTrail, TargetTrail, run_trail
 from flows.preparation import Inputs
+from flows.progress import show_reports
 from tasks.report import record_times, write_reports
 from tasks.selection import publish_selection
 from tasks.tracking import Tracking, finish_tracking
@@ -30,7 +31,8 @@ def report(plan: RunPlan, tracking: Tracking, outcomes: Sequence[TargetOutcome],
     """Record what the run took, write a page about each target's last selection, and tell the tracker."""
     record_times(figures.stages, plan.run_id, flow_run.id or "", plan.workspace)
     pages = write_reports(outcomes, plan.run_id, plan.workspace)
-    finish_tracking(plan, tracking, outcomes, figures, pages)
+    addresses = finish_tracking(plan, tracking, outcomes, figures, pages)
+    show_reports(outcomes, addresses)
 
 
 def trail_to_follow(

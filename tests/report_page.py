@@ -1,9 +1,20 @@
-"""Reads a report as a reader would, and says from the catalog alone what each of its numbers should be."""
+"""Reads a report as a reader would, and says from the catalog alone what each of its numbers should be.
+
+It is also looked at in a headless Chromium from the file system, with the network off.
+"""
 
 import json
 import re
+import shutil
+from dataclasses import dataclass
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
 
 # Inside these, digits are names, dates, code, texts of samples or ticks of a drawing.
 NOT_PROSE = {"svg", "style", "code", "pre", "time", "bdi", "title", "script"}
@@ -172,10 +183,19 @@ _PREVIOUS = (
 )
 
 
+_OF_RUN = (
+    "FROM selections JOIN (SELECT run_id, target, period AS last FROM selections WHERE selection_version = $v) "
+    "USING (run_id, target) WHERE period <= last"
+)
+
+
 def _simple(one: Any, field: str) -> float:
     queries = {
         "pulls.reward": "SELECT reward FROM pulls WHERE selection_version = $v AND sample_id = $key",
         "pulls.n": "SELECT count(*) FROM pulls WHERE selection_version = $v",
+        "run.periods": f"SELECT count(*) {_OF_RUN}",
+        "run.gradient_evaluations": f"SELECT sum(gradient_evaluations) {_OF_RUN}",
+        "run.flops_share": f"SELECT sum(selection_flops) / sum(full_selection_flops) {_OF_RUN}",
         "previous.selection_version": _PREVIOUS,
         "previous.pool_version": "SELECT pool_version FROM selections WHERE selection_version = "
         f"({_PREVIOUS})",
@@ -186,3 +206,44 @@ def _simple(one: Any, field: str) -> float:
 def stray_digits(page: ReportPage) -> list[str]:
     """Return pieces of prose with a number that says not where it is from; 95 % is of every interval."""
     return [text for text in page.prose if re.search(r"\d", text.replace("95 %", ""))]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a browser saw of a page: messages, requests besides the page, axe's violations, its width."""
+
+    messages: list[str]
+    requests: list[str]
+    violations: list[str]
+    scroll_width: int
+    shown: str
+
+
+def look_at(path: Path, shot: Path, *, width: int, scheme: str) -> Look:
+    """Open a report, unfold all of it, take a picture, and let axe-core judge it; skipped without a browser."""
+    import axe_playwright_python
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    rules = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        page = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
+        ).new_page()
+        messages: list[str] = []
+        requests: list[str] = []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+        page.screenshot(path=shot, full_page=True)
+        seen = page.evaluate("document.documentElement.scrollWidth")
+        shown = page.locator("body").inner_text()
+        page.evaluate(f"{rules}; undefined")
+        found = page.evaluate("axe.run().then(result => result.violations.map(v => v.impact + ': ' + v.id))")
+        browser.close()
+    return Look(messages, [url for url in requests if url != path.as_uri()], found, seen, shown)

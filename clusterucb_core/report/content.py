@@ -13,6 +13,7 @@ from clusterucb_core.store import (
     SelectionDifference,
     SelectionSummary,
     cluster_examples,
+    list_selections,
     lowest_pulls,
     open_catalog,
     pool_version,
@@ -54,7 +55,8 @@ class ShownSample:
 class ReportContent:
     """What the catalog holds of a selection version, as a report shows it.
 
-    `examples` are by cluster. `previous` and `difference` are None for the first selection of a target.
+    `examples` are by cluster. `periods` are the selections of the same run and target up to this one.
+    `previous` and `difference` are None for the first selection of a target.
     """
 
     summary: SelectionSummary
@@ -69,6 +71,7 @@ class ReportContent:
     edge: tuple[ShownSample, ...]
     lowest: tuple[ShownSample, ...]
     stages: tuple[dict[str, Any], ...]
+    periods: tuple[SelectionSummary, ...]
     previous: SelectionSummary | None
     difference: SelectionDifference | None
     has_texts: bool
@@ -117,6 +120,12 @@ def read_content(catalog: Path, version: int | None, *, texts: bool) -> ReportCo
             edge=shown(rest.tail(EDGE_SAMPLES), "influence"),
             lowest=shown(lowest_pulls(con, number, most=LOWEST_SAMPLES), "reward"),
             stages=tuple(run_stages(con, summary.run_id).to_dicts()),
+            periods=tuple(
+                item
+                for item in list_selections(con)
+                if (item.run_id, item.target) == (summary.run_id, summary.target)
+                and item.period <= summary.period
+            ),
             previous=previous,
             difference=(
                 selection_difference(con, previous.selection_version, number)

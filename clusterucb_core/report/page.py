@@ -23,6 +23,7 @@ from clusterucb_core.report.figures import (
 )
 from clusterucb_core.report.pool_map import PoolMap
 from clusterucb_core.separation import chance_warning
+from clusterucb_core.store import SelectionSummary
 
 ABSENT = "–"
 SHOWN_CLUSTERS, CLUSTERS_WITH_EXAMPLES = 15, 15
@@ -133,6 +134,21 @@ def _cost(content: ReportContent) -> dict[str, Any]:
         "costs": costs,
         "full_evaluations": summary.cost.get(FULL, {}).get("gradient_evaluations"),
         "flops_share": None if flops is None or not full else flops / full,
+        "run": _run_cost(content.periods),
+    }
+
+
+def _run_cost(periods: Sequence[SelectionSummary]) -> dict[str, float | None] | None:
+    """Return what the selections of a run took together; None where there is one only."""
+    if len(periods) < 2:
+        return None
+    flops = [item.selection_flops for item in periods if item.selection_flops is not None]
+    full = [item.full_selection_flops for item in periods if item.full_selection_flops]
+    known = len(flops) == len(full) == len(periods)
+    return {
+        "periods": len(periods),
+        "gradient_evaluations": sum(item.gradient_evaluations for item in periods),
+        "flops_share": sum(flops) / sum(full) if known else None,
     }
 
 

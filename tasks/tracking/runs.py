@@ -64,10 +64,18 @@ def finish_tracking(
     outcomes: Sequence[TargetOutcome],
     figures: RunFigures,
     pages: dict[str, str] | None = None,
-) -> None:
+) -> dict[str, str]:
     """Send parameters, metrics and configuration, the data, selection, adapter and report of every target.
 
-    `pages` are files by the name that a report has in MLflow.
+    Args:
+        plan: the run.
+        tracking: its MLflow run.
+        outcomes: what it came to.
+        figures: what it took.
+        pages: files by the name that a report has in MLflow.
+
+    Returns:
+        Where a browser finds the reports, where MLflow is a server.
 
     Raises:
         TrackingUnavailable: MLflow cannot be reached, and the run is to fail without it.
@@ -83,7 +91,7 @@ def finish_tracking(
         adapters=tuple(run_adapters(figures.pool, outcomes, run_id=plan.run_id, limit=limit)),
     )
     _finish(plan, tracking, record)
-    _link_reports(tracking, outcomes, sorted(reports), plan.workspace.home)
+    return _addresses(tracking, list(reports), plan.workspace.home)
 
 
 @task(name="finish tracking comparison")
@@ -168,25 +176,12 @@ def _without(plan: RunPlan, tags: dict[str, str], error: Exception) -> Tracking:
     return Tracking(mlflow_run_id=None, tags=tags)
 
 
-def _link_reports(
-    tracking: Tracking, outcomes: Sequence[TargetOutcome], names: Sequence[str], home: str
-) -> None:
-    """Link the flow run to the reports in MLflow, and say how each is written with the texts of samples."""
-    if not names:
-        return
-    commands = "\n".join(f"- {item.target}: `clusterucb report {item.versions[-1]}`" for item in outcomes)
-    kept = ", ".join(f"`{name}`" for name in names)
-    text = (
-        f"Reports with the texts of samples are written by\n\n{commands}\n\nMLflow keeps {kept} without them."
-    )
-    create_markdown_artifact(text, key="reports")
-    if tracking.mlflow_run_id is None:
-        return
+def _addresses(tracking: Tracking, names: Sequence[str], home: str) -> dict[str, str]:
+    """Return where a browser finds files of a run; nothing where MLflow is a database or was down."""
+    if tracking.mlflow_run_id is None or not names:
+        return {}
     address, page = _page_of(tracking.mlflow_run_id, home)
-    if address.startswith("http"):
-        for name in names:
-            key = name.removesuffix(".html").lower().replace("_", "-")
-            create_link_artifact(key=key, link=f"{address}/{page}/artifacts/{name}", link_text=name)
+    return {name: f"{address}/{page}/artifacts/{name}" for name in names if address.startswith("http")}
 
 
 def _page_of(run_id: str, home: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ Takes some minutes: everything runs on a local stack, and runs are executed by i
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -135,9 +136,13 @@ def completed(stack: LocalStack, run: dict[str, Any]) -> dict[str, Any]:
     return done
 
 
-def keys_of_artifacts(stack: LocalStack, run: dict[str, Any]) -> set[str]:
+def artifacts_of(stack: LocalStack, run: dict[str, Any]) -> dict[str, Any]:
     found = stack.api("POST", "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
-    return {artifact["key"] for artifact in found}
+    return {artifact["key"]: artifact["data"] for artifact in found}
+
+
+def keys_of_artifacts(stack: LocalStack, run: dict[str, Any]) -> set[str]:
+    return set(artifacts_of(stack, run))
 
 
 def command(stack: LocalStack, *words: str) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def from_the_form(stack, demo, page, shots):
 
 def test_the_form_starts_a_run_whose_artifacts_are_seen_in_the_browser(from_the_form, stack, page, shots):
     # the page lists the artifacts of the flow run itself; that of a task is on the page of the task
-    for key in ("selection-result", "progress-features-adam"):
+    for key in ("selection-result", "progress-features-adam", "report"):
         page.get_by_text(key).first.wait_for()
     page.screenshot(path=shots / "artifacts.png")
     assert {"selection-result", "progress-features-adam", "mlflow-run"} <= keys_of_artifacts(
@@ -187,6 +192,16 @@ def test_the_form_starts_a_run_whose_artifacts_are_seen_in_the_browser(from_the_
     versions = command(stack, "list")
     assert [item["period"] for item in versions] == [1, 2]
     assert {item["flow_run_id"] for item in versions} == {from_the_form["id"]}
+
+
+def test_the_report_is_linked_from_the_run_and_opens_in_mlflow(from_the_form, stack, page, shots):
+    told = artifacts_of(stack, from_the_form)["report"]
+    (address,) = re.findall(r"\[report\.html\]\((\S+)\)", told)
+    page.goto(address, wait_until="domcontentloaded")
+    frame = page.frame_locator("iframe").first
+    frame.get_by_role("heading", name="How good it is").wait_for()
+    page.screenshot(path=shots / "report-in-mlflow.png")
+    assert "The texts of samples are left out" in frame.locator("header").inner_text()
 
 
 def test_a_wrong_value_is_refused_before_a_run_starts(from_the_form, stack):

@@ -17,6 +17,7 @@ from clusterucb_core.demo.tiny_model import TinyModelRecipe
 from clusterucb_core.erasure import ErasureResult, erase_samples
 from clusterucb_core.export import export_selection
 from clusterucb_core.pool.ingest import ingest_counts
+from clusterucb_core.report import write_report
 from clusterucb_core.stages.features import open_store
 from clusterucb_core.stages.intake import candidate_ids, read_target
 from clusterucb_core.stages.models import open_chat
@@ -83,6 +84,7 @@ def erased(plain, plain_bytes, find_text, tmp_path_factory) -> Erased:
     workspace = first.plan.workspace
     for shape in ("jsonl", "parquet"):
         export_selection(workspace.catalog, 1, exports / f"out.{shape}", format=shape)
+    write_report(workspace, 1, exports / "report.html")
     backup_catalog(workspace)
     for path in (workspace.catalog, *catalog_backups(workspace)):
         rewrite_catalog(path, lambda con: None)
@@ -175,7 +177,7 @@ def holding_bytes(folder: Path, rows: list[bytes]) -> list[str]:
 
 def test_the_search_finds_the_text_and_the_features_before(erased):
     names = {Path(path).name for path in erased.before}
-    assert names >= {"catalog.duckdb", "samples.parquet", "out.jsonl", "out.parquet"}
+    assert names >= {"catalog.duckdb", "samples.parquet", "out.jsonl", "out.parquet", "report.html"}
     assert any(name.startswith("catalog-") for name in names), "the backup"
     catalogs = [erased.home / "catalog.duckdb", *(erased.home / "backups").iterdir()]
     assert erased.raw_before >= {str(path) for path in catalogs}

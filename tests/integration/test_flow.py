@@ -66,7 +66,7 @@ def test_mlflow_holds_the_run_and_names_the_flow_run(result, home):
     assert found.data.params["selection.policy"] == "ucb_beta"
     assert len(client.get_metric_history(result["mlflow_run_id"], "period_1/reward_mean")) > 10
     names = {item.path for item in client.list_artifacts(result["mlflow_run_id"])}
-    assert {"config.yaml", "selection-period-1.csv", "adapter"} <= names
+    assert {"config.yaml", "selection-period-1.csv", "adapter", "report.html"} <= names
     assert {item.dataset.name for item in found.inputs.dataset_inputs} == {
         "pool", "unit_conversion-validation", "unit_conversion-test", "selection-unit_conversion",
     }  # fmt: skip

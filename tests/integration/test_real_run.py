@@ -115,3 +115,39 @@ def test_mlflow_and_the_catalog_name_each_other_and_the_flow_run(result, home, c
         "selection-period-1.csv",
         "selection-period-2.csv",
     }
+
+
+@pytest.fixture(scope="module")
+def report(result, home, tmp_path_factory):
+    """The page that the command line writes about the last selection."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    line = [sys.executable, "-m", "flows", "report", "latest", "--out", str(path), "--json"]
+    environment = os.environ | {"CLUSTERUCB_HOME": str(home)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == {"path": str(path), "n_bytes": path.stat().st_size, "version": 2}
+    return path
+
+
+def test_every_number_of_the_report_is_the_catalogs(report, catalog, report_page):
+    page = report_page.ReportPage(report.read_text(encoding="utf-8"))
+    assert report_page.stray_digits(page) == []
+    of_map = {"map.n_shown": 2000, "map.n_known": 5999, "map.n_chosen": 300}
+    for field, key, exact, shown in page.numbers:
+        wanted = of_map.get(field) or report_page.expected(catalog, 2, field, key)
+        assert float(exact) == pytest.approx(wanted, rel=1e-9, abs=1e-12), (field, key)
+        value, half = report_page.shown_value(shown)
+        assert abs(value - wanted) <= half * 1.001, (field, key, shown)
+    assert {"evaluations.value", "run_stages.seconds", "map.n_known", "bins.kth_best"} <= {
+        field for field, *_ in page.numbers
+    }
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_report_opens_offline_and_is_accessible(report, report_page, tmp_path, width, scheme):
+    seen = report_page.look_at(report, tmp_path / "shot.png", width=width, scheme=scheme)
+    assert (seen.messages, seen.requests) == ([], [])
+    assert [found for found in seen.violations if found.startswith(("serious", "critical"))] == []
+    assert seen.scroll_width == width
+    assert report.stat().st_size < 5_000_000

@@ -53,6 +53,8 @@ RECORDS = Counter(
         "summarise subject": 4,
         "record evaluations": 1,
         "count work": 1,
+        "record times": 1,
+        "write reports": 1,
         "finish tracking": 1,
         "keep outcome": 1,
         "keep trail": 1,
@@ -208,6 +210,8 @@ def test_server_catalog_and_mlflow_name_the_same_runs(first, home, server):
     assert first.tags["prefect.flow_run_url"].endswith(f"/flow-run/{flow_run}")
     (link,) = [item for item in first.artifacts if item["key"] == "mlflow-run"]
     assert mlflow_run in link["data"]
+    (report,) = [item for item in first.artifacts if item["key"] == "report"]
+    assert "`clusterucb report 1`" in report["data"]
 
 
 def own_lines(server, flow_run):

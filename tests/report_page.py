@@ -184,8 +184,8 @@ _PREVIOUS = (
 
 
 _OF_RUN = (
-    "FROM selections JOIN (SELECT run_id, target, period AS last FROM selections WHERE selection_version = $v) "
-    "USING (run_id, target) WHERE period <= last"
+    "FROM selections JOIN (SELECT run_id, target, period AS last FROM selections "
+    "WHERE selection_version = $v) USING (run_id, target) WHERE period <= last"
 )
 
 
@@ -220,7 +220,7 @@ class Look:
 
 
 def look_at(path: Path, shot: Path, *, width: int, scheme: str) -> Look:
-    """Open a report, unfold all of it, take a picture, and let axe-core judge it; skipped without a browser."""
+    """Open a report, unfold it, take a picture, and let axe-core judge it; skipped without a browser."""
     import axe_playwright_python
     from playwright.sync_api import sync_playwright
 

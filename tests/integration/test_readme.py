@@ -57,7 +57,7 @@ def test_every_make_target_of_the_readme_exists():
 def test_the_commands_of_the_readme_run_in_its_order(project):
     environment = os.environ | {"CLUSTERUCB_HOME": str(project / "state")}
     ours = [command for command in COMMANDS if command.startswith("clusterucb ")]
-    order = ["check", "run", "compare", "list", "show", "diff", "export", "reselect"]
+    order = ["check", "run", "compare", "list", "show", "diff", "report", "export", "reselect"]
     assert [command.split()[1] for command in ours] == order
     for command in ours:
         line = [sys.executable, "-m", "flows", *command.split()[1:]]

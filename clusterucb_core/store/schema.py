@@ -5,7 +5,7 @@ import duckdb
 from clusterucb_core.errors import StaleArtifact
 from clusterucb_core.store.statements import rows, run, transaction
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _TABLES = """
 CREATE TABLE catalog_schema (
@@ -159,6 +159,9 @@ CREATE TABLE artifact_roots (
 );
 """
 
+# What brings the table of exports to the present: everything that writing one again depends on.
+_EXPORT_OPTIONS = "ALTER TABLE exports ADD COLUMN options JSON;"
+
 # A run is as new as its newest version; within it the last period counts.
 _LATEST_SELECTION = """
 CREATE VIEW latest_selection AS
@@ -198,7 +201,15 @@ ALTER TABLE selections ADD COLUMN separation_p DOUBLE;
 """,
     2: "ALTER TABLE evaluations ADD COLUMN target VARCHAR;",
     3: _WITHDRAWAL_TABLES,
+    4: _EXPORT_OPTIONS,
 }
+
+_STATEMENTS = (
+    *(_TABLES + _WITHDRAWAL_TABLES).split(";\n"),
+    _EXPORT_OPTIONS,
+    _LATEST_SELECTION,
+    _SELECTION_DIFF,
+)
 
 
 def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
@@ -213,7 +224,7 @@ def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
         return
     try:
         with transaction(con):
-            for text in (*(_TABLES + _WITHDRAWAL_TABLES).split(";\n"), _LATEST_SELECTION, _SELECTION_DIFF):
+            for text in _STATEMENTS:
                 if text.strip():
                     run(con, text)
             run(con, "INSERT INTO catalog_schema (schema_version) VALUES (?)", [SCHEMA_VERSION])

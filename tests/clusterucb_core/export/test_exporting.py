@@ -267,7 +267,7 @@ def test_a_failed_export_keeps_the_old_file(catalog, tmp_path, monkeypatch):
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("clusterucb_core.export._write_lines", fail)
+    monkeypatch.setattr("clusterucb_core.export.sample_files._write_lines", fail)
     with pytest.raises(OSError, match="disk full"):
         export_selection(catalog(SINGLE), 1, out)
     assert [(path.name, path.read_text()) for path in out.parent.iterdir()] == [("out.jsonl", "old")]

@@ -1,7 +1,5 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -10,11 +8,9 @@ from clusterucb_core.artifacts import file_digest
 from clusterucb_core.errors import InvalidConfig, MissingArtifact, UnknownVersion
 from clusterucb_core.export import export_selection, renew_export
 from clusterucb_core.store import (
-    SelectionDraft,
     exports_holding,
     open_catalog,
     publish_selections,
-    record_pool,
     withdraw_samples,
 )
 from clusterucb_core.store.statements import run
@@ -30,68 +26,6 @@ def turns(*texts: str, system: str | None = None) -> list[dict[str, str]]:
 
 SINGLE = turns("2 + 2?", "4")
 MULTI = turns("2 + 2?", "4", "and + 1?", "5", system="Be brief.")
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Callable[..., Path]:
-    """Make a catalog whose version 1 selects the conversations in the order given."""
-
-    def make(*conversations: list[dict[str, str]]) -> Path:
-        ids = [f"id{9 - place}" for place in range(len(conversations))]  # not in the order of ranks
-        samples = pl.DataFrame(
-            {
-                "sample_id": ids,
-                "source": ["gsm8k"] * len(ids),
-                "messages": [json.dumps(conversation) for conversation in conversations],
-                "n_chars": [1] * len(ids),
-                "path": ["a.jsonl"] * len(ids),
-                "row_number": list(range(len(ids))),
-            }
-        )
-        samples.write_parquet(tmp_path / "samples.parquet")
-        columns = {"source": [""], "row_number": [0], "reason": [""], "detail": [""], "raw": [""]}
-        pl.DataFrame(columns).clear().write_parquet(tmp_path / "quarantine.parquet")
-        path = tmp_path / "catalog.duckdb"
-        with open_catalog(path) as con:
-            record_pool(
-                con,
-                samples_parquet=tmp_path / "samples.parquet",
-                quarantine_parquet=tmp_path / "quarantine.parquet",
-                digest="pool",
-            )
-            publish_selections(con, [selection(ids)])
-        return path
-
-    return make
-
-
-def selection(ids: list[str], **fields: Any) -> SelectionDraft:
-    ranks = range(1, len(ids) + 1)
-    samples = {"rank": ranks, "sample_id": ids, "influence": [1 / rank for rank in ranks], "cluster": ranks}
-    values: dict[str, Any] = {
-        "selection_key": "key",
-        "run_id": "run",
-        "period": 1,
-        "pool_version": 1,
-        "target": "gsm8k",
-        "mode": "static",
-        "policy": "full",
-        "budget_samples": 2,
-        "gradient_evaluations": 2,
-        "gradient_evaluations_reused": 0,
-        "target_gradient_evaluations": 1,
-        "selection_flops": 1.0,
-        "full_selection_flops": 1.0,
-        "cost": {},
-        "config": {},
-        "config_digest": "",
-        "code_version": "",
-        "mlflow_run_id": None,
-        "flow_run_id": None,
-        "pulls": pl.DataFrame(),
-        "samples": pl.DataFrame(samples),
-    }
-    return SelectionDraft(**(values | fields))
 
 
 def test_jsonl_has_one_conversation_a_line_in_rank_order(catalog, tmp_path):
@@ -174,20 +108,22 @@ def test_a_hostile_text_survives_every_format(catalog, tmp_path, shape):
     assert text == HOSTILE
 
 
-def test_no_version_means_the_latest(catalog, tmp_path):
+def test_no_version_means_the_latest(catalog, new_selection, tmp_path):
     path = catalog(MULTI, SINGLE)
     with open_catalog(path) as con:
-        publish_selections(con, [selection(["id8"], selection_key="two", run_id="two")])
+        publish_selections(con, [new_selection(["id8"], selection_key="two", run_id="two")])
     result = export_selection(path, None, tmp_path / "out.jsonl")
     assert (result.version, result.n) == (2, 1)
     assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8")) == {"messages": SINGLE}
 
 
 @pytest.mark.parametrize("shape", ["alpaca", "sharegpt", "jsonl", "parquet"])
-def test_an_empty_selection_gives_an_empty_file(catalog, tmp_path, shape):
+def test_an_empty_selection_gives_an_empty_file(catalog, new_selection, tmp_path, shape):
     path = catalog(SINGLE)
     with open_catalog(path) as con:
-        publish_selections(con, [selection([], selection_key="none", run_id="none", samples=pl.DataFrame())])
+        publish_selections(
+            con, [new_selection([], selection_key="none", run_id="none", samples=pl.DataFrame())]
+        )
     out = tmp_path / "out"
     assert export_selection(path, 2, out, format=shape).n == 0
     if shape == "parquet":

@@ -127,9 +127,8 @@ def _body(facts: CardFacts) -> str:
     by_count = sorted(facts.counts.items(), key=lambda pair: (-pair[1], pair[0]))
     parts = [
         f"{n:,} conversations to fine-tune on, selected for the target {_plain(summary.target)} out of "
-        f"{facts.pool_samples:,} by gradient influence with ClusterUCB "
-        "([arXiv 2506.10288](https://arxiv.org/abs/2506.10288)). "
-        f"They are in order {_ORDERS[facts.options.order]}.",
+        f"{facts.pool_samples:,} with ClusterUCB ([arXiv 2506.10288](https://arxiv.org/abs/2506.10288)). "
+        f"Their order: {_ORDERS[facts.options.order]}.",
         _table(("selection", ""), _facts(facts)),
         _table(("source", "conversations"), [(name, f"{count:,}") for name, count in by_count]),
         _table(("column", "what it holds"), [(f"`{name}`", _COLUMN_NOTES[name]) for name in columns]),

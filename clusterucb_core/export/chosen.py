@@ -63,6 +63,7 @@ def chosen_samples(catalog: Path, version: int | None, options: ExportOptions) -
         pl.lit(summary.pool_version, pl.Int32).alias("pool_version"),
     )
     if options.weights:
+        _check_influence(every, summary)
         every = weighted(every)
     kept = every.filter(pl.col("messages").is_not_null())
     allowed = kept.filter(~pl.col("sample_id").is_in(list(withdrawn)))
@@ -79,14 +80,7 @@ def weighted(samples: pl.DataFrame) -> pl.DataFrame:
 
     The mean is that of the whole version, so that the weights of others stay when a sample is erased. Where
     no sample has an influence above 0, all weights are 1.
-
-    Raises:
-        InvalidConfig: a sample has no influence.
     """
-    if samples["influence"].null_count():
-        raise InvalidConfig(
-            "a random selection gives its samples no influence, so there are no weights; export without them"
-        )
     positive = samples["influence"].clip(lower_bound=0.0)
     mean = positive.sum() / max(1, len(positive))
     if mean == 0.0:
@@ -98,6 +92,15 @@ def weighted(samples: pl.DataFrame) -> pl.DataFrame:
 def conversations_of(samples: pl.DataFrame) -> Iterator[Turns]:
     """Give the turns of each sample."""
     return (json.loads(text) for text in samples["messages"])
+
+
+def _check_influence(samples: pl.DataFrame, summary: SelectionSummary) -> None:
+    without = samples["influence"].null_count()
+    if without:
+        raise InvalidConfig(
+            f"{without} of {len(samples)} samples of version {summary.selection_version} (policy "
+            f"{summary.policy}) have no influence, so there are no weights; export without them"
+        )
 
 
 def _ordered(samples: pl.DataFrame, options: ExportOptions) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from flows.commands import later, running, versions, withdrawal
 from flows.commands.comparison import compare
 from flows.commands.demonstration import demo
 from flows.commands.doctor import doctor
+from flows.commands.exporting import export
 from flows.commands.failures import BAD_USAGE, FAILED, INTERRUPTED, exit_code, explain
 from flows.commands.maintenance import maintenance
 from flows.commands.reselection import reselect
@@ -69,7 +70,7 @@ def command_line() -> typer.Typer:
     app.command(name="list")(versions.list_versions)
     app.command()(versions.show)
     app.command()(versions.diff)
-    app.command()(versions.export)
+    app.command()(export)
     app.command()(maintenance)
     app.command()(withdrawal.withdraw)
     app.command()(doctor)

@@ -121,24 +121,3 @@ def test_diff_counts_and_names_the_changes(call, catalog):
 
 def test_diff_of_a_version_with_itself_has_no_table(call, catalog):
     assert call("diff", "2", "2").out == "from version 2 to version 2: 0 added, 0 removed, 3 kept\n"
-
-
-@pytest.mark.parametrize("version", ["2", "latest"])
-def test_export_writes_the_samples_in_rank_order(call, catalog, tmp_path, version):
-    outcome = call("export", version, tmp_path / "out.jsonl")
-    assert outcome.code == 0
-    assert outcome.out.startswith("3 samples of selection version 2")
-    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [row["messages"][0]["content"] for row in rows][:2] == ["question 2", "question 3"]
-
-
-def test_export_as_json_says_where(call, catalog, tmp_path):
-    shown = json.loads(call("export", "1", tmp_path / "out.json", "--format", "alpaca", "--json").out)
-    assert shown == {"path": str(tmp_path / "out.json"), "n": 3, "format": "alpaca", "version": 1}
-
-
-def test_an_unknown_format_is_bad_usage(call, catalog, tmp_path):
-    outcome = call("export", "1", tmp_path / "out", "--format", "xml")
-    assert outcome.code == 2
-    assert "jsonl, parquet, alpaca, sharegpt" in outcome.err
-    assert not (tmp_path / "out").exists()

@@ -16,8 +16,10 @@ from flows.commands import running, versions, withdrawal
 from flows.commands.comparison import compare
 from flows.commands.demonstration import demo
 from flows.commands.doctor import doctor
+from flows.commands.exporting import export
 from flows.commands.failures import BAD_USAGE, FAILED, INTERRUPTED, exit_code, explain
 from flows.commands.maintenance import maintenance
+from flows.commands.reporting import report
 from flows.commands.reselection import reselect
 from flows.rendering import log_to_stderr, tell
 
@@ -69,8 +71,8 @@ def command_line() -> typer.Typer:
     app.command(name="list")(versions.list_versions)
     app.command()(versions.show)
     app.command()(versions.diff)
-    app.command()(versions.export)
-    app.command()(versions.report)
+    app.command()(export)
+    app.command()(report)
     app.command()(maintenance)
     app.command()(withdrawal.withdraw)
     app.command()(doctor)

@@ -57,11 +57,11 @@ class Messages:
 
 @dataclass(frozen=True, slots=True)
 class ShareGpt:
-    """ShareGPT: a list of `{from, value}`."""
+    """ShareGPT: a list of `{from, value}`, perhaps a system message beside it."""
 
     name: ClassVar[str] = "sharegpt"
     needs: ClassVar[Keys] = (("conversations",),)
-    reads: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ("system",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,14 @@ class MessageTree:
 
 @dataclass(frozen=True, slots=True)
 class Alpaca:
-    """Alpaca, GPTeacher, Dolly: an instruction, perhaps an input, the answer."""
+    """Alpaca, GPTeacher, Dolly: an instruction, perhaps an input, the answer.
+
+    As LLaMA-Factory has it also a system message, and earlier turns as pairs in `history`.
+    """
 
     name: ClassVar[str] = "alpaca"
     needs: ClassVar[Keys] = (("instruction",), ("output", "response"))
-    reads: ClassVar[tuple[str, ...]] = ("input", "context")
+    reads: ClassVar[tuple[str, ...]] = ("input", "context", "system", "history")
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,14 +278,16 @@ def _conversations(shape: Shape, row: Mapping[str, object]) -> Iterable[Sequence
         case Messages():
             return [_turns(row["messages"], "messages")]
         case ShareGpt():
-            return [_turns(row["conversations"], "conversations")]
+            turns = _turns(row["conversations"], "conversations")
+            return [turns if turns and turns[0].role == "system" else [*_system(row), *turns]]
         case Instances():
             return _instance_turns(row)
         case MessageTree():
             return tree_paths(row["prompt"])
         case Alpaca():
             prompt = _with_input(_first_text(row, "instruction"), _first(row, "input", "context"))
-            return [_pair(prompt, _first_text(row, "output", "response"))]
+            answer = _first_text(row, "output", "response")
+            return [[*_system(row), *_history(row), *_pair(prompt, answer)]]
         case FlanCot():
             return [_pair(_unescaped(row, "input"), _rationale_and_answer(row))]
         case PromptCompletion():
@@ -312,6 +317,24 @@ def _first_text(row: Mapping[str, object], *keys: str) -> str:
 def _with_input(instruction: str, value: object) -> str:
     text = "" if value is None else text_of(value, "input")
     return instruction.strip() if is_placeholder(text) else f"{instruction.strip()}\n\n{text.strip()}"
+
+
+def _system(row: Mapping[str, object]) -> list[Message]:
+    value = row.get("system")
+    return [] if value is None else [Message("system", text_of(value, "system"))]
+
+
+def _history(row: Mapping[str, object]) -> list[Message]:
+    value = row.get("history") or []
+    if not isinstance(value, list):
+        raise Unusable(Reason.WRONG_TYPE, f"history is {type_name(value)}, a list is wanted")
+    turns: list[Message] = []
+    for at, pair in enumerate(cast("list[object]", value)):
+        if not isinstance(pair, list) or len(cast("list[object]", pair)) != 2:
+            raise Unusable(Reason.WRONG_TYPE, f"history[{at}] is no pair of a prompt and its answer")
+        prompt, answer = cast("list[object]", pair)
+        turns += _pair(text_of(prompt, f"history[{at}][0]"), text_of(answer, f"history[{at}][1]"))
+    return turns
 
 
 def _turns(value: object, field: str) -> list[Message]:

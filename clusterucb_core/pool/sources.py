@@ -16,7 +16,7 @@ from clusterucb_core.pool.formats import FormatName
 from clusterucb_core.pool.rows import SUFFIXES
 
 # Raise it whenever the same files and settings give other samples.
-INGEST_VERSION = 1
+INGEST_VERSION = 2
 
 DedupeRule = Literal["prompt", "content", "none"]
 

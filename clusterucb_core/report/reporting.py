@@ -1,13 +1,13 @@
 """Makes a report of what catalog and artifacts hold, and writes it where an erasure finds it again."""
 
 import logging
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from clusterucb_core.artifacts import file_digest, new_artifact
 from clusterucb_core.errors import InvalidConfig, MissingArtifact
+from clusterucb_core.export.sample_files import draft_of, replacement
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.report.content import ReportContent, read_content
@@ -96,15 +96,10 @@ def write_report(workspace: Workspace, version: int | None, out: Path) -> Report
         raise InvalidConfig(f"{out} is a folder; name the file to write")
     content = read_content(workspace.catalog, version, texts=True)
     number = content.summary.selection_version
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft_of(out)
-    try:
+    with replacement(out) as draft:
         draft.write_text(report_page(workspace, content), encoding="utf-8", newline="\n")
         # first the record, then the name: no text lies where nobody would look for it
         _record(workspace.catalog, out, draft, version=number)
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
     return ReportResult(path=str(out), n_bytes=out.stat().st_size, version=number)
 
 
@@ -119,7 +114,7 @@ def renew_report(workspace: Workspace, record: ExportRecord) -> Literal["rewritt
     if not out.is_file():
         return "gone"
     content = read_content(workspace.catalog, record.selection_version, texts=True)
-    draft = _draft_of(out)
+    draft = draft_of(out)
     try:
         draft.write_text(report_page(workspace, content), encoding="utf-8", newline="\n")
         # the second digest: an earlier attempt has renewed the file
@@ -185,7 +180,3 @@ def _record(catalog: Path, out: Path, written: Path, *, version: int) -> None:
     )
     with open_catalog(catalog) as con:
         record_export(con, record)
-
-
-def _draft_of(out: Path) -> Path:
-    return out.with_name(f".{uuid.uuid4().hex}.tmp")

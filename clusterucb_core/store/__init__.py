@@ -33,6 +33,7 @@ from clusterucb_core.store.rewriting import rewrite_catalog
 from clusterucb_core.store.selections import (
     SelectionSummary,
     diff_selections,
+    latest_selection,
     latest_selections,
     list_selections,
     selection_pulls,
@@ -62,6 +63,7 @@ __all__ = [
     "exports_holding",
     "find_selections",
     "forget_feature_rows",
+    "latest_selection",
     "latest_selections",
     "list_selections",
     "lowest_pulls",

@@ -1,21 +1,28 @@
 """Where text was written outside of the catalog: exports, and the folders that artifacts lie in."""
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import duckdb
 import polars as pl
+from pydantic import Field
 
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.store.statements import frame, frame_with, rows, run, transaction
 
 
 class ExportRecord(Frozen):
-    """One export: an absolute path, what was written there, and the SHA-256 of the file."""
+    """One export: an absolute path, what was written there and how, and the SHA-256 of the file.
+
+    Where the path is a folder, the SHA-256 is that of the file in it that holds the samples.
+    """
 
     path: str
     selection_version: int
     format: str
     digest: str
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
 
 
 def record_export(con: duckdb.DuckDBPyConnection, record: ExportRecord) -> None:
@@ -23,10 +30,16 @@ def record_export(con: duckdb.DuckDBPyConnection, record: ExportRecord) -> None:
     with transaction(con):
         run(
             con,
-            "INSERT INTO exports (path, selection_version, format, digest) VALUES (?, ?, ?, ?) "
+            "INSERT INTO exports (path, selection_version, format, digest, options) VALUES (?, ?, ?, ?, ?) "
             'ON CONFLICT DO UPDATE SET selection_version = excluded.selection_version, "at" = now(), '
-            "format = excluded.format, digest = excluded.digest",
-            [record.path, record.selection_version, record.format, record.digest],
+            "format = excluded.format, digest = excluded.digest, options = excluded.options",
+            [
+                record.path,
+                record.selection_version,
+                record.format,
+                record.digest,
+                json.dumps(record.options),
+            ],
         )
 
 
@@ -35,7 +48,7 @@ def exports_holding(con: duckdb.DuckDBPyConnection, sample_ids: Sequence[str]) -
     found = frame_with(
         con,
         """
-        SELECT DISTINCT path, selection_version, format, digest FROM exports
+        SELECT DISTINCT path, selection_version, format, digest, options FROM exports
         JOIN (
             SELECT selection_version, sample_id, NULL AS only_format FROM selection_samples
             UNION ALL SELECT selection_version, sample_id, 'report' FROM pulls
@@ -46,7 +59,10 @@ def exports_holding(con: duckdb.DuckDBPyConnection, sample_ids: Sequence[str]) -
         """,
         pl.DataFrame({"sample_id": list(sample_ids)}, schema={"sample_id": pl.String}),
     )
-    return [ExportRecord(**row) for row in found.iter_rows(named=True)]
+    return [
+        ExportRecord(**row | {"options": json.loads(row["options"] or "{}")})
+        for row in found.iter_rows(named=True)
+    ]
 
 
 def record_artifact_root(con: duckdb.DuckDBPyConnection, path: str) -> None:

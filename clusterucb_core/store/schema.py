@@ -171,6 +171,8 @@ CREATE TABLE run_stages (
     PRIMARY KEY (run_id, flow_run_id, stage)
 );
 """
+# What brings the table of exports to the present: everything that writing one again depends on.
+_EXPORT_OPTIONS = "ALTER TABLE exports ADD COLUMN options JSON;"
 
 # A run is as new as its newest version; within it the last period counts.
 _LATEST_SELECTION = """
@@ -211,8 +213,15 @@ ALTER TABLE selections ADD COLUMN separation_p DOUBLE;
 """,
     2: "ALTER TABLE evaluations ADD COLUMN target VARCHAR;",
     3: _WITHDRAWAL_TABLES,
-    4: _RUN_TABLES,
+    4: f"{_RUN_TABLES}{_EXPORT_OPTIONS}",
 }
+
+_STATEMENTS = (
+    *(_TABLES + _WITHDRAWAL_TABLES + _RUN_TABLES).split(";\n"),
+    _EXPORT_OPTIONS,
+    _LATEST_SELECTION,
+    _SELECTION_DIFF,
+)
 
 
 def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
@@ -227,8 +236,7 @@ def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
         return
     try:
         with transaction(con):
-            tables = (_TABLES + _WITHDRAWAL_TABLES + _RUN_TABLES).split(";\n")
-            for text in (*tables, _LATEST_SELECTION, _SELECTION_DIFF):
+            for text in _STATEMENTS:
                 if text.strip():
                     run(con, text)
             run(con, "INSERT INTO catalog_schema (schema_version) VALUES (?)", [SCHEMA_VERSION])

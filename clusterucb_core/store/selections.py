@@ -92,6 +92,22 @@ def latest_selections(con: duckdb.DuckDBPyConnection) -> list[SelectionSummary]:
     return _summaries(found)
 
 
+def latest_selection(con: duckdb.DuckDBPyConnection, target: str) -> SelectionSummary:
+    """Return the last period of the newest complete run that selected for a target.
+
+    Raises:
+        UnknownVersion: no run selected for it; the message lists the targets that there are.
+    """
+    found = frame(con, "FROM latest_selection WHERE target = ?", [target])
+    if found.is_empty():
+        known = [name for (name,) in rows(con, "SELECT DISTINCT target FROM selections ORDER BY target")]
+        raise UnknownVersion(
+            f"the catalog holds no selection for target {target!r}; known targets: "
+            f"{', '.join(known) or 'none'}"
+        )
+    return _summaries(found)[0]
+
+
 def check_version(con: duckdb.DuckDBPyConnection, version: int) -> None:
     """Refuse a selection version that does not exist.
 

@@ -1,4 +1,4 @@
-"""`list`, `show`, `diff`, `export` and `report`: the selection versions of the catalog."""
+"""`list`, `show` and `diff`: the selection versions of the catalog."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ from flows.commands.selection_tables import (
     sample_rows,
 )
 from flows.home import state_folder
-from flows.rendering import print_json, print_table, say, size, tell
+from flows.rendering import print_json, print_table, say, tell
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -27,17 +27,6 @@ TOP_SAMPLES = 10
 ROWS_OF_A_CHANGE = 20
 
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="A number, or latest.", show_default=False)]
-Format = Annotated[str, typer.Option("--format", help="jsonl, parquet, alpaca or sharegpt.")]
-PageFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="FILE",
-        help="The page to write; selection-VERSION.html without it.",
-        show_default=False,
-    ),
-]
-OutFile = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)]
 
 
 def list_versions(as_json: AsJson = False) -> None:
@@ -45,8 +34,8 @@ def list_versions(as_json: AsJson = False) -> None:
     from clusterucb_core.store import list_selections, open_catalog
 
     summaries: list[SelectionSummary] = []
-    if _catalog().is_file():
-        with open_catalog(_catalog(), read_only=True) as con:
+    if catalog_file().is_file():
+        with open_catalog(catalog_file(), read_only=True) as con:
             summaries = list_selections(con)
     if as_json:
         print_json([summary.model_dump(mode="json", exclude={"config"}) for summary in summaries])
@@ -75,8 +64,8 @@ def show(
     )
 
     wanted = version_number(version)
-    with open_catalog(_catalog(), read_only=True) as con:
-        number = _number(con, wanted)
+    with open_catalog(catalog_file(), read_only=True) as con:
+        number = version_of(con, wanted)
         summary = selection_summary(con, number)
         sources, evaluations = selection_sources(con, number), selection_evaluations(con, number)
         top = selection_samples(con, number, most=TOP_SAMPLES)
@@ -100,8 +89,8 @@ def diff(old: Version, new: Version, as_json: AsJson = False) -> None:
     from clusterucb_core.store import diff_selections, open_catalog
 
     wanted = [version_number(old), version_number(new)]
-    with open_catalog(_catalog(), read_only=True) as con:
-        a, b = (_number(con, number) for number in wanted)
+    with open_catalog(catalog_file(), read_only=True) as con:
+        a, b = (version_of(con, number) for number in wanted)
         changes = diff_selections(con, a, b)
     rows = {change: changes.filter(change=change).to_dicts() for change in ("added", "removed", "kept")}
     counts = {change: len(found) for change, found in rows.items()}
@@ -120,54 +109,8 @@ def diff(old: Version, new: Version, as_json: AsJson = False) -> None:
         tell(f"{ROWS_OF_A_CHANGE} of each change are shown; --json prints all")
 
 
-def export(version: Version, out: OutFile, file_format: Format = "jsonl", as_json: AsJson = False) -> None:
-    """Write the selected samples to a file.
-
-    In rank order, for any trainer.
-    """
-    from typing import cast
-
-    from clusterucb_core.export import ExportFormat, export_selection
-    from clusterucb_core.store import open_catalog
-
-    wanted = version_number(version)
-    with open_catalog(_catalog(), read_only=True) as con:
-        number = _number(con, wanted)
-    # export_selection refuses a format that it does not know, with the known ones
-    name = cast("ExportFormat", file_format)
-    result = export_selection(_catalog(), number, out, format=name)
-    if as_json:
-        print_json(result.model_dump(mode="json"))
-    else:
-        say(
-            f"{result.n:,} samples of selection version {result.version} written to {result.path} "
-            f"({result.format})"
-        )
-
-
-def report(version: Version, out: PageFile = None, as_json: AsJson = False) -> None:
-    """Write one HTML page about a selection version.
-
-    What was selected and how good it is, what it cost, where it came from, and how the bandit behaved. The
-    page needs nothing else and opens offline.
-    """
-    wanted = version_number(version)
-    from clusterucb_core.report import write_report
-    from clusterucb_core.store import open_catalog
-    from clusterucb_core.workspace import Workspace
-
-    with open_catalog(_catalog(), read_only=True) as con:
-        number = _number(con, wanted)
-    file = out or Path(f"selection-{number}.html")
-    result = write_report(Workspace(home=str(state_folder())), number, file)
-    if as_json:
-        print_json(result.model_dump(mode="json"))
-    else:
-        say(f"report on selection version {result.version} written to {result.path} ({size(result.n_bytes)})")
-
-
-def _number(con: "DuckDBPyConnection", wanted: int | None) -> int:
-    """Return the wanted version; the latest is the first target's where a run had several."""
+def version_of(con: "DuckDBPyConnection", wanted: int | None) -> int:
+    """Return the wanted version; None is the latest, the first target's where a run had several."""
     from clusterucb_core.store import latest_selections
 
     if wanted is not None:
@@ -182,7 +125,8 @@ def _number(con: "DuckDBPyConnection", wanted: int | None) -> int:
     return first.selection_version
 
 
-def _catalog() -> Path:
+def catalog_file() -> Path:
+    """Return the catalog of the state folder."""
     from clusterucb_core.workspace import Workspace
 
     return Workspace(home=str(state_folder())).catalog

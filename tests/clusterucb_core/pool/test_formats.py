@@ -122,6 +122,21 @@ def test_every_shape_is_found_out_and_gives_the_same_sample(tmp_path: Path, name
             },
             "s:S u:Q a:A",
         ),
+        ({**EXAMPLES["sharegpt"], "system": " S "}, "s:S u:Q a:A"),
+        ({**EXAMPLES["sharegpt"], "system": None}, "u:Q a:A"),
+        (
+            {
+                "conversations": [{"from": "system", "value": "S"}, *EXAMPLES["sharegpt"]["conversations"]],
+                "system": "another",
+            },
+            "s:S u:Q a:A",
+        ),
+        (
+            {"instruction": "Q", "output": "A", "system": "S", "history": [["P", "B"], ["R", "C"]]},
+            "s:S u:P a:B u:R a:C u:Q a:A",
+        ),
+        ({"instruction": "Q", "output": "A", "system": "", "history": []}, "u:Q a:A"),
+        ({"instruction": "Q", "output": "A", "system": None, "history": None}, "u:Q a:A"),
     ],
 )
 def test_a_row_becomes_this_conversation(tmp_path: Path, row: object, sample: str) -> None:
@@ -187,6 +202,15 @@ def test_a_bad_row_is_named_and_its_neighbours_stay(tmp_path: Path, bad: object,
 )
 def test_bad_turns_have_their_reasons(tmp_path: Path, messages: object, reason: str) -> None:
     assert _one(tmp_path, {"messages": messages}, EXAMPLES["messages"]) == [reason, "u:Q a:A"]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"system": 3}, {"history": "P"}, {"history": ["P"]}, {"history": [["P"]]}, {"history": [["P", 1]]}],
+)
+def test_a_system_message_or_history_that_is_none_is_not_left_out_in_silence(tmp_path: Path, beside) -> None:
+    good = {"instruction": "Q", "output": "A"}
+    assert _one(tmp_path, good, good | beside) == ["u:Q a:A", "wrong_type"]
 
 
 def test_bytes_that_are_not_utf8_cost_only_their_row(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ def selections(con, add_pool, draft):
     return con
 
 
-def record(path, version=1, digest="d"):
-    return ExportRecord(path=path, selection_version=version, format="jsonl", digest=digest)
+def record(path, version=1, digest="d", **options):
+    return ExportRecord(path=path, selection_version=version, format="jsonl", digest=digest, options=options)
 
 
 def test_an_export_is_found_by_the_samples_of_its_selection(selections):
@@ -34,6 +34,14 @@ def test_a_later_export_to_the_same_path_takes_the_place_of_the_earlier_one(sele
     record_export(selections, record("/a"))
     record_export(selections, record("/a", version=2, digest="e"))
     assert rows(selections, "SELECT path, selection_version, digest FROM exports") == [("/a", 2, "e")]
+
+
+def test_how_an_export_was_laid_out_is_kept(selections):
+    record_export(selections, record("/a", order="random", trainers=["axolotl"]))
+    (found,) = exports_holding(selections, ["a1"])
+    assert found.options == {"order": "random", "trainers": ["axolotl"]}
+    record_export(selections, record("/a"))
+    assert exports_holding(selections, ["a1"])[0].options == {}
 
 
 def test_artifact_roots_are_recorded_once(con):

@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from clusterucb_core.errors import StaleArtifact
-from clusterucb_core.store import open_catalog
+from clusterucb_core.store import exports_holding, open_catalog
 from clusterucb_core.store.statements import rows, run
 
 CONTRACT = {
@@ -98,6 +98,20 @@ def test_a_catalog_of_version_1_is_migrated_when_it_is_opened_for_writing(first_
         assert rows(con, "SELECT target FROM evaluations") == []
         for table in ("withdrawals", "exports", "artifact_roots", "run_stages"):
             assert rows(con, f"SELECT * FROM {table}") == []
+        assert rows(con, "SELECT options FROM exports") == []
+
+
+def test_an_export_recorded_before_exports_had_options_has_none(catalog_path, empty_catalog):
+    catalog_path.parent.mkdir()
+    shutil.copy(empty_catalog, catalog_path)
+    with open_catalog(catalog_path) as con:
+        run(con, "ALTER TABLE exports DROP COLUMN options")
+        run(con, "UPDATE catalog_schema SET schema_version = 4")
+        run(con, "INSERT INTO exports VALUES ('/old.jsonl', 1, 'jsonl', now(), 'digest')")
+        run(con, "INSERT INTO selection_samples VALUES (1, 1, 'a', 0.5, 0)")
+    with open_catalog(catalog_path) as con:
+        (found,) = exports_holding(con, ["a"])
+    assert (found.path, found.options) == ("/old.jsonl", {})
 
 
 def test_a_reader_of_an_older_catalog_is_told_how_to_migrate_it(first_catalog):

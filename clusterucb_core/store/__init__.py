@@ -1,6 +1,7 @@
 """The catalog: a DuckDB file with the versions of pool and selections. All SQL of the project lies here."""
 
 from clusterucb_core.store.backups import backup_catalog, catalog_backups, remove_drafts
+from clusterucb_core.store.comparisons import ComparisonRow, record_comparisons, selection_comparisons
 from clusterucb_core.store.connection import open_catalog
 from clusterucb_core.store.differences import ChangeCounts, SelectionDifference, selection_difference
 from clusterucb_core.store.drafts import SelectionDraft
@@ -36,6 +37,7 @@ from clusterucb_core.store.withdrawals import sample_origins, withdraw_samples, 
 
 __all__ = [
     "ChangeCounts",
+    "ComparisonRow",
     "ERASED",
     "ErasedRows",
     "EvaluationRow",
@@ -62,6 +64,7 @@ __all__ = [
     "publish_selections",
     "record_artifact_root",
     "record_clusters",
+    "record_comparisons",
     "record_erasures",
     "record_evaluations",
     "record_exclusions",
@@ -72,6 +75,7 @@ __all__ = [
     "rewrite_catalog",
     "sample_origins",
     "selection_difference",
+    "selection_comparisons",
     "selection_evaluations",
     "selection_pulls",
     "selection_samples",

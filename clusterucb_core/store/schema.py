@@ -5,7 +5,7 @@ import duckdb
 from clusterucb_core.errors import StaleArtifact
 from clusterucb_core.store.statements import rows, run, transaction
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _TABLES = """
 CREATE TABLE catalog_schema (
@@ -159,6 +159,25 @@ CREATE TABLE artifact_roots (
 );
 """
 
+# The selection against each baseline, on the same test rows.
+_COMPARISON_TABLES = """
+CREATE TABLE comparisons (
+    selection_version INTEGER,
+    run_id VARCHAR,
+    target VARCHAR NOT NULL,
+    baseline VARCHAR,
+    task VARCHAR,
+    metric VARCHAR,
+    difference DOUBLE NOT NULL,
+    low DOUBLE,
+    high DOUBLE,
+    higher_is_better BOOLEAN,
+    n BIGINT NOT NULL,
+    n_seeds BIGINT NOT NULL,
+    PRIMARY KEY (selection_version, run_id, baseline, task, metric)
+);
+"""
+
 # A run is as new as its newest version; within it the last period counts.
 _LATEST_SELECTION = """
 CREATE VIEW latest_selection AS
@@ -198,6 +217,7 @@ ALTER TABLE selections ADD COLUMN separation_p DOUBLE;
 """,
     2: "ALTER TABLE evaluations ADD COLUMN target VARCHAR;",
     3: _WITHDRAWAL_TABLES,
+    4: _COMPARISON_TABLES,
 }
 
 
@@ -213,7 +233,8 @@ def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
         return
     try:
         with transaction(con):
-            for text in (*(_TABLES + _WITHDRAWAL_TABLES).split(";\n"), _LATEST_SELECTION, _SELECTION_DIFF):
+            tables = (_TABLES + _WITHDRAWAL_TABLES + _COMPARISON_TABLES).split(";\n")
+            for text in (*tables, _LATEST_SELECTION, _SELECTION_DIFF):
                 if text.strip():
                     run(con, text)
             run(con, "INSERT INTO catalog_schema (schema_version) VALUES (?)", [SCHEMA_VERSION])

@@ -27,6 +27,9 @@ CONTRACT = {
     "withdrawals": "sample_id at reason",
     "exports": "path selection_version format at",
     "artifact_roots": "path",
+    "comparisons": (
+        "selection_version run_id target baseline task metric difference low high higher_is_better n n_seeds"
+    ),
     "latest_selection": "selection_version run_id period target",
 }
 
@@ -64,6 +67,7 @@ def test_json_is_json_and_times_know_their_zone(con, table, column, type_name):
 
 
 SINCE_VERSION_1 = ("unspent_samples", "estimated_captured", "captured_low", "captured_high", "separation_p")
+NEW_TABLES = ("withdrawals", "exports", "artifact_roots", "comparisons")
 
 
 @pytest.fixture
@@ -76,7 +80,7 @@ def first_catalog(catalog_path, empty_catalog):
         for column in SINCE_VERSION_1:
             run(con, f"ALTER TABLE selections DROP COLUMN {column}")
         run(con, "ALTER TABLE evaluations DROP COLUMN target")
-        for table in ("withdrawals", "exports", "artifact_roots"):
+        for table in NEW_TABLES:
             run(con, f"DROP TABLE {table}")
         run(con, "CREATE VIEW latest_selection AS FROM selections")
         run(con, "UPDATE catalog_schema SET schema_version = 1")
@@ -90,12 +94,12 @@ def first_catalog(catalog_path, empty_catalog):
 
 def test_a_catalog_of_version_1_is_migrated_when_it_is_opened_for_writing(first_catalog):
     with open_catalog(first_catalog) as con:
-        assert rows(con, "SELECT max(schema_version) FROM catalog_schema") == [(4,)]
+        assert rows(con, "SELECT max(schema_version) FROM catalog_schema") == [(5,)]
         columns = ", ".join(("selection_version", "recall_high", *SINCE_VERSION_1))
         for table in ("selections", "latest_selection"):
             assert rows(con, f"SELECT {columns} FROM {table}") == [(1, 0.6, 0, None, None, None, None)]
         assert rows(con, "SELECT target FROM evaluations") == []
-        for table in ("withdrawals", "exports", "artifact_roots"):
+        for table in NEW_TABLES:
             assert rows(con, f"SELECT * FROM {table}") == []
 
 

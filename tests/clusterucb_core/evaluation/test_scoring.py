@@ -1,0 +1,45 @@
+import pytest
+
+from clusterucb_core.evaluation.scoring import pass_at_1, program_text, run_answers, token_weighted
+
+ROW = {
+    "code_prompt": "def two():\n",
+    "test": "def check(two):\n    assert two() == 2",
+    "entry_point": "two",
+    "n_tokens": 7,
+}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "    return 2",
+        "    pass\n\ndef two():\n    return 2\n",
+        "Sure:\n```python\n    return 2\n```\nIt gives 2.",
+        "```\n    return 2",
+    ],
+)
+def test_a_body_a_whole_function_and_a_fenced_one_pass(answer):
+    assert run_answers([[answer]], [ROW]) == [["passed"]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"), [("    return 3", "AssertionError"), ("It is 2.", "IndentationError")]
+)
+def test_what_is_wrong_with_an_answer_is_told(answer, outcome):
+    assert run_answers([[answer]], [ROW]) == [[outcome]]
+
+
+def test_the_program_ends_with_the_call_of_the_test():
+    assert program_text(ROW, "    return 2") == (
+        "def two():\n    return 2\n\ndef check(two):\n    assert two() == 2\n\ncheck(two)\n"
+    )
+
+
+def test_a_row_passes_or_it_does_not():
+    assert pass_at_1(ROW, ["passed"]) == {"pass@1": 1.0}
+    assert pass_at_1(ROW, ["timeout"]) == {"pass@1": 0.0}
+
+
+def test_a_log_likelihood_comes_with_its_tokens():
+    assert token_weighted(ROW, [(-3.5, True)]) == {"perplexity": (-3.5, 7)}

@@ -47,22 +47,17 @@ class TaskReport:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What lm-eval gives a model: `max_length` tokens, counted as `count` does of a prompt and an answer."""
+    """What lm-eval gives a model: `max_length` tokens; `encode` those of a text and of what follows it."""
 
     max_length: int
-    count: Callable[[str, str], tuple[int, int]]
+    encode: Callable[[str, str], tuple[list[int], list[int]]]
 
 
 def reach_of(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Reach:
-    """Return how many tokens lm-eval gives a model at most, and how it counts them."""
+    """Return how many tokens lm-eval gives a model at most, and how it makes them."""
     with _quiet_stdout():
         lm = _language_model(model, tokenizer, batch_size=1)
-
-    def count(prompt: str, answer: str) -> tuple[int, int]:
-        before, after = lm._encode_pair(prompt, answer)
-        return len(before), len(after)
-
-    return Reach(lm.max_length, count)
+    return Reach(lm.max_length, lm._encode_pair)
 
 
 def evaluate_tasks(

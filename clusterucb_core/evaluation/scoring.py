@@ -23,10 +23,11 @@ def token_weighted(row: Row, results: Sequence[tuple[float, bool]]) -> dict[str,
 
     Args:
         row: a row of a perplexity task, with `n_tokens`.
-        results: its one log-likelihood, and whether the answer is the greedy one.
+        results: the log-likelihood of the answer, and of the white space before it where there is some, each
+            with whether it is the greedy text.
     """
-    log_likelihood, _ = results[0]
-    return {"perplexity": (log_likelihood, row["n_tokens"])}
+    answer, *space = (log_likelihood for log_likelihood, _ in results)
+    return {"perplexity": (answer - sum(space), row["n_tokens"])}
 
 
 def run_answers(responses: Sequence[Sequence[str]], rows: Sequence[Row]) -> list[list[str]]:

@@ -9,7 +9,8 @@ Perplexity is that of the gold answers given their prompts, each token weighing 
     perplexity = exp(-sum_i log p(answer_i | prompt_i) / sum_i tokens(answer_i))
 
 where an answer ends with the token that closes the model's turn. So it is the exponential of the mean test
-loss, were rows weighed by their tokens.
+loss, were rows weighed by their tokens. lm-eval counts the white space that ends a prompt to what follows;
+such a row therefore asks for the log-likelihood of that white space, too, which is taken off again.
 """
 
 import json
@@ -39,13 +40,13 @@ class Rendering:
 
     `prompt` gives the text after which the model answers, from the messages before the gold answer;
     `exchange` the same and the gold answer as the model would write it, from all messages, or None where the
-    template does not tell them apart. `count` counts the tokens of a prompt and of an answer to it as lm-eval
+    template does not tell them apart. `encode` gives the tokens of a text and of what follows it as lm-eval
     sees them; the two may come to `max_length`.
     """
 
     prompt: Callable[[Sequence[Message]], str]
     exchange: Callable[[Sequence[Message]], tuple[str, str] | None]
-    count: Callable[[str, str], tuple[int, int]]
+    encode: Callable[[str, str], tuple[list[int], list[int]]]
     max_length: int
 
 
@@ -210,11 +211,17 @@ def _perplexity_record(row: TargetRow, rendering: Rendering) -> dict[str, Any] |
     exchange = rendering.exchange(row.messages)
     if exchange is None:
         return None
-    prompt, answer = exchange
-    n_prompt, n_answer = rendering.count(prompt, answer)
-    if not n_answer or n_prompt + n_answer > rendering.max_length:
+    prompt = exchange[0].rstrip()
+    space = exchange[0][len(prompt) :]
+    before, after = rendering.encode(prompt, space + exchange[1])
+    if len(before) + len(after) > rendering.max_length:
         return None
-    return {"row_id": row.row_id, "prompt": prompt, "gold": answer, "n_tokens": n_answer}
+    own = rendering.encode(prompt, space)[1] if space else []
+    # a token of white space and answer together is the answer's, as it is where the loss is taken
+    apart = bool(own) and after[: len(own)] == own
+    texts = [space + exchange[1], *([space] if apart else [])]
+    n_tokens = len(after) - (len(own) if apart else 0)
+    return {"row_id": row.row_id, "prompt": prompt, "texts": texts, "gold": 0, "n_tokens": n_tokens}
 
 
 def _options(row: TargetRow) -> list[str]:
@@ -261,7 +268,8 @@ def _code_task(name: str, form: AnswerForm) -> dict[str, Any]:
 
 def _perplexity_task(name: str) -> dict[str, Any]:
     metric = {"metric": "perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}
-    return _shared_keys(name, "loglikelihood") | {
+    return _shared_keys(name, "multiple_choice") | {
+        "doc_to_choice": "texts",
         "process_results": _function(scoring.token_weighted),
         "metric_list": [metric],
     }

@@ -201,7 +201,7 @@ def _rendering(
     return Rendering(
         prompt=lambda messages: prompt_text(chat, messages),
         exchange=lambda messages: exchange_text(chat, messages),
-        count=reach.count,
+        encode=reach.encode,
         max_length=reach.max_length,
     )
 

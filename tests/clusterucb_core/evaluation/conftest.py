@@ -73,7 +73,7 @@ def rendering(tokenizer):
     def exchange(messages):
         return prompt(messages[:-1]), f"{messages[-1].content}</s>"
 
-    def count(before, after):
-        return len(tokenizer(before)["input_ids"]), len(tokenizer(after)["input_ids"])
+    def encode(before, after):
+        return tokenizer(before)["input_ids"], tokenizer(after)["input_ids"]
 
-    return Rendering(prompt, exchange, count, max_length=64)
+    return Rendering(prompt, exchange, encode, max_length=64)

@@ -138,13 +138,14 @@ def test_model_tokenizer_and_global_generators_are_left_as_they_were(model, toke
 
 
 def test_perplexity_weighs_every_token_the_same(model, tokenizer, tmp_path, rendering):
-    rows = [_row(i, q, CHOICES[i % 5]) for i, q in enumerate(QUESTIONS)]
+    questions = [f"{question}{' ' * (i % 3)}" for i, question in enumerate(QUESTIONS)]
+    rows = [_row(i, q, CHOICES[i % 5]) for i, q in enumerate(questions)]
     name = write_perplexity_task(Target("sums", (), tuple(rows)), tmp_path, rendering=rendering)
     report = evaluate_tasks(
         model, tokenizer, [name], include_path=tmp_path, batch_size=4, limit=None, subject="s", seed=0
     )
     answers = [f"{CHOICES[i % 5]}</s>" for i in range(len(QUESTIONS))]
-    logs = [_log_likelihood(model, tokenizer, q, a) for q, a in zip(QUESTIONS, answers, strict=True)]
+    logs = [_log_likelihood(model, tokenizer, q, a) for q, a in zip(questions, answers, strict=True)]
     n_tokens = sum(len(tokenizer(answer)["input_ids"]) for answer in answers)
     (result,) = report.results
     assert (result.task, result.metric, result.n) == ("sums_perplexity", "perplexity", len(rows))
@@ -212,7 +213,9 @@ def test_code_is_not_run_without_leave(chain_model, tokenizer, tmp_path, renderi
 def test_the_reach_is_that_of_lm_eval(model, tokenizer):
     reach = reach_of(model, tokenizer)
     assert reach.max_length == model.config.max_position_embeddings == 64
-    assert reach.count("1 + 1 = ", "2</s>") == (7, 3), "a blank at the end belongs to the answer"
+    before, after = reach.encode("1 + 1 = ", "2</s>")
+    assert tokenizer.decode(before) == "1 + 1 ="
+    assert tokenizer.decode(after) == " 2</s>", "lm-eval moves a blank at the end to what follows"
 
 
 def test_no_task_needs_no_model():

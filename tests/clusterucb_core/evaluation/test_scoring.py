@@ -43,3 +43,4 @@ def test_a_row_passes_or_it_does_not():
 
 def test_a_log_likelihood_comes_with_its_tokens():
     assert token_weighted(ROW, [(-3.5, True)]) == {"perplexity": (-3.5, 7)}
+    assert token_weighted(ROW, [(-3.5, True), (-0.5, True)]) == {"perplexity": (-3.0, 7)}

@@ -23,11 +23,11 @@ def exchange(messages):
     )
 
 
-def count(before, after):
-    return len(before), len(after)
+def encode(before, after):
+    return [*map(ord, before)], [*map(ord, after)]
 
 
-RENDERING = Rendering(prompt, exchange, count, max_length=1000)
+RENDERING = Rendering(prompt, exchange, encode, max_length=1000)
 
 
 def written(folder, rows, name="mine", **settings):
@@ -137,7 +137,7 @@ def test_the_names_are_known_before_the_files_are_written(tmp_path):
 
 
 def test_an_answer_gets_at_most_half_of_the_models_length(tmp_path):
-    short = Rendering(prompt, exchange, count, max_length=100)
+    short = Rendering(prompt, exchange, encode, max_length=100)
     write_task_files(Target("mine", (), (row(1, "q", "a"),)), tmp_path, rendering=short)
     task = yaml.safe_load((tmp_path / "mine_generate.yaml").read_text(encoding="utf-8"))
     assert task["generation_kwargs"]["max_gen_toks"] == 50
@@ -147,11 +147,33 @@ def test_perplexity_is_that_of_the_answers_with_their_end(tmp_path):
     target = Target("mine", (), (row(1, "2+2?", "4"), row(2, "q", "(A)", ["one", "two"], 0)))
     name = write_perplexity_task(target, tmp_path, rendering=RENDERING)
     assert records_of(tmp_path, [name])["mine_perplexity"] == [
-        {"row_id": "r1", "prompt": "[user] 2+2?\n[assistant] ", "gold": "4</s>", "n_tokens": 5},
-        {"row_id": "r2", "prompt": "[user] q\n[assistant] ", "gold": "(A)</s>", "n_tokens": 7},
+        {
+            "row_id": "r1",
+            "prompt": "[user] 2+2?\n[assistant]",
+            "texts": [" 4</s>", " "],
+            "gold": 0,
+            "n_tokens": 5,
+        },
+        {
+            "row_id": "r2",
+            "prompt": "[user] q\n[assistant]",
+            "texts": [" (A)</s>", " "],
+            "gold": 0,
+            "n_tokens": 7,
+        },
     ]
     text = (tmp_path / "mine_perplexity.yaml").read_text(encoding="utf-8")
     assert "process_results: !function 'clusterucb_core.evaluation.scoring.token_weighted'" in text
+
+
+def test_a_token_of_white_space_and_answer_together_is_the_answers(tmp_path):
+    def merged(before, after):
+        return [1] * len(before), ([2] if after.startswith(" 4") else []) + [3] * (len(after) - 2)
+
+    target = Target("mine", (), (row(1, "2+2?", "4"),))
+    write_perplexity_task(target, tmp_path, rendering=Rendering(prompt, exchange, merged, max_length=99))
+    (record,) = records_of(tmp_path, ["mine_perplexity"])["mine_perplexity"]
+    assert (record["texts"], record["n_tokens"]) == ([" 4</s>"], 5)
 
 
 def test_rows_that_give_no_perplexity_are_left_out_and_counted(tmp_path, caplog):

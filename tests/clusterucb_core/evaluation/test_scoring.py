@@ -1,3 +1,8 @@
+import gzip
+import json
+import os
+from pathlib import Path
+
 import pytest
 
 from clusterucb_core.evaluation.scoring import pass_at_1, program_text, run_answers, token_weighted
@@ -44,3 +49,18 @@ def test_a_row_passes_or_it_does_not():
 def test_a_log_likelihood_comes_with_its_tokens():
     assert token_weighted(ROW, [(-3.5, True)]) == {"perplexity": (-3.5, 7)}
     assert token_weighted(ROW, [(-3.5, True), (-0.5, True)]) == {"perplexity": (-3.0, 7)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "CLUSTERUCB_DATA" not in os.environ, reason="CLUSTERUCB_DATA names no folder with targets/"
+)
+def test_the_gold_answers_of_humaneval_pass_and_empty_ones_do_not():
+    path = Path(os.environ["CLUSTERUCB_DATA"]) / "targets" / "humaneval.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [
+            row | {"code_prompt": row["prompt"]} for row in map(json.loads, file) if row["split"] == "test"
+        ]
+    assert len(rows) == 154
+    assert run_answers([[row["completion"]] for row in rows[:40]], rows[:40]) == [["passed"]] * 40
+    assert ["passed"] not in run_answers([["    return None\n"]] * 10, rows[:10])

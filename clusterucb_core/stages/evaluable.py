@@ -34,8 +34,10 @@ def check_tasks(settings: EvaluateSettings, targets: Sequence[Target]) -> None:
     """
     for target in targets:
         _check_own(settings, target)
-    known = [name for target in targets for name in _own_names(settings, target)]
-    check_task_names(_shipped(settings, targets), known)
+    own = [_own_names(settings, target) for target in targets]
+    # targets that leave the same names to lm-eval are checked at once: its task files take seconds to read
+    for names in {tuple(shipped_names(settings.tasks, names)): names for names in own}.values():
+        check_task_names(settings.tasks, names)
     if any(_runs_code(settings, target) for target in targets):
         check_sandbox()
 

@@ -13,6 +13,7 @@ ClusterUcbError
 ├── StaleArtifact       an artifact whose content does not fit its manifest
 ├── UnknownVersion      a selection version that the catalog does not hold
 ├── UnknownSample       a sample id that the catalog does not hold
+├── NoSandbox           code of a model that cannot be isolated on this machine
 ├── CatalogBusy         the catalog stayed locked by another process
 └── TrackingUnavailable MLflow could not take a run that is to fail without it
 
@@ -70,6 +71,10 @@ class UnknownVersion(ClusterUcbError):
 
 class UnknownSample(ClusterUcbError):
     """The catalog holds no such sample."""
+
+
+class NoSandbox(ClusterUcbError):
+    """Code that a model wrote cannot be isolated on this machine."""
 
 
 class CatalogBusy(ClusterUcbError):

@@ -25,6 +25,7 @@ from clusterucb_core.pool.ingest import IngestCounts, ingest_counts
 from clusterucb_core.records import Exclusion, Target, TargetRow
 from clusterucb_core.selection import cold_start_of, is_bandit, needs_gradient_pass, needs_proxy, share_of
 from clusterucb_core.stages.comparison import compared_settings, repetitions
+from clusterucb_core.stages.evaluable import check_tasks
 from clusterucb_core.stages.intake import run_ingest
 from clusterucb_core.stages.models import open_chat
 from clusterucb_core.stages.sides import context_kind
@@ -95,12 +96,15 @@ def estimate_run(plan: RunPlan) -> Estimate:
 
     Raises:
         BudgetError: nothing would be selected, or the budget is below the cold start.
-        InvalidConfig: there are more clusters than samples, or the chat template cannot be used.
+        InvalidConfig: there are more clusters than samples, the chat template cannot be used, or a task to
+            evaluate is unknown.
         InvalidPool: the pool has no sample or no known shape.
-        InvalidTarget: a validation row cannot be used.
+        InvalidTarget: a validation row cannot be used, or there are no test rows for a task.
+        NoSandbox: code of the model is to be run and cannot be isolated on this machine.
     """
     pool = _pool_counts(plan)
     targets = [load_target(spec.settings, Path(spec.base_folder)) for spec in plan.targets]
+    check_tasks(plan.config.evaluate, targets)
     odd_rows = tuple(warning for target in targets for warning in _row_warnings(plan, target))
     counts = _counts(plan.config, pool.n_samples, [len(target.validation) for target in targets])
     dim = _feature_dim(plan)

@@ -14,9 +14,11 @@ from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.loading import resolve_device
 from clusterucb_core.selection import check_selection, needs_proxy
 from clusterucb_core.stages.comparison import check_comparison
+from clusterucb_core.stages.evaluable import check_tasks, load_shipped_tasks
 from clusterucb_core.stages.intake import IngestSpec, TargetSpec, ingest_spec, target_spec
 from clusterucb_core.stages.models import ModelRef, resolve_model, resolve_proxy
 from clusterucb_core.store import withdrawn_ids
+from clusterucb_core.targets.catalog import load_target
 from clusterucb_core.workspace import Workspace, stage_key
 
 
@@ -90,6 +92,26 @@ def plan_run(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> 
         ingest=ingest,
         targets=targets,
     )
+
+
+def check_evaluation(plan: RunPlan, *, load: bool) -> None:
+    """Check that what a run is to evaluate at its end can be evaluated, before it computes anything.
+
+    Args:
+        plan: the run.
+        load: also load the tasks that lm-eval ships, with their data.
+
+    Raises:
+        InvalidConfig: a task is unknown or cannot be loaded, or would run code that is not allowed.
+        InvalidTarget: a target has no test rows for tasks that are made of them.
+        NoSandbox: code is to be run and cannot be isolated on this machine.
+    """
+    if not plan.config.evaluate.tasks:
+        return
+    targets = [load_target(spec.settings, Path(spec.base_folder)) for spec in plan.targets]
+    check_tasks(plan.config.evaluate, targets)
+    if load:
+        load_shipped_tasks(plan.config.evaluate, targets)
 
 
 def plan_comparison(config: RunConfig, execution: ExecutionSettings, *, home: Path) -> RunPlan:

@@ -44,6 +44,14 @@ class TokenizedSample:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeTest:
+    """The test of a row whose answer is code: it defines `check`, called with the function `entry_point`."""
+
+    entry_point: str
+    test: str
+
+
+@dataclass(frozen=True, slots=True)
 class TargetRow:
     """One validation or test row of a target; the last message is the gold assistant turn."""
 
@@ -52,6 +60,7 @@ class TargetRow:
     messages: tuple[Message, ...]
     choices: tuple[str, ...] = ()
     answer_index: int | None = None
+    code: CodeTest | None = None
 
 
 @dataclass(frozen=True, slots=True)

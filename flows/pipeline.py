@@ -9,7 +9,7 @@ from prefect.runtime import flow_run
 from clusterucb_core.config import RunConfig
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.outcome import RunResult, finished_result, target_results
-from clusterucb_core.planning import RunPlan, plan_run
+from clusterucb_core.planning import RunPlan, check_evaluation, plan_run
 from clusterucb_core.stages.publication import Evaluated
 from clusterucb_core.stages.summary import (
     TargetOutcome,
@@ -61,6 +61,7 @@ def run_stages(config: RunConfig, execution: ExecutionSettings) -> RunResult:
     started_at = time.time()
     configure_tracking(state_folder())
     plan = plan_run(config, execution, home=state_folder())
+    check_evaluation(plan, load=True)
     with watched(plan) as watch:
         return _run(plan, watch, started_at=started_at)
 

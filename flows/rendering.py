@@ -91,7 +91,7 @@ def decimal(value: float | None, digits: int = 4) -> str | None:
 
 def interval(value: float | None, low: float | None, high: float | None) -> str | None:
     """Return a number with its interval."""
-    if low is None or high is None:
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
         return decimal(value)
     return f"{decimal(value)} [{decimal(low)}, {decimal(high)}]"
 

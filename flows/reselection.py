@@ -12,7 +12,7 @@ from clusterucb_core.artifacts import fingerprint
 from clusterucb_core.config import RunConfig
 from clusterucb_core.errors import MissingArtifact
 from clusterucb_core.execution import ExecutionSettings
-from clusterucb_core.planning import RunPlan, plan_run
+from clusterucb_core.planning import RunPlan, check_evaluation, plan_run
 from clusterucb_core.reselection import ReselectionResult, unchanged
 from clusterucb_core.stages.pool_change import PoolChange, asks_for_warmup
 from clusterucb_core.stages.publication import Evaluated
@@ -111,6 +111,8 @@ def _reselect(
     trail = followed_trail(plan)
     run_id = fingerprint("reselect", plan.run_id, trail.run_id)
     plan = plan.model_copy(update={"run_id": run_id})
+    if train:
+        check_evaluation(plan, load=True)
     with watched(plan) as watch:
         targets = prepare(plan)
         changes = [

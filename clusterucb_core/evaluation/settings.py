@@ -16,7 +16,7 @@ class EvaluateSettings(Frozen):
         default=(),
         title="Tasks",
         description="Empty: the test loss only. 'target': the tasks made from the target's test rows. "
-        "Other names: tasks that lm-eval ships.",
+        "'target_perplexity': the perplexity of their gold answers. Other names: tasks that lm-eval ships.",
     )
     baselines: tuple[Baseline, ...] = Field(
         default=("zero_shot", "random"),
@@ -31,4 +31,10 @@ class EvaluateSettings(Frozen):
     )
     limit: PositiveInt | None = Field(
         default=None, title="Limit", description="Evaluate the first rows of each task only."
+    )
+    allow_code_execution: bool = Field(
+        default=False,
+        title="Allow code execution",
+        description="Run the code that the model writes for test rows with `test` and `entry_point`, in a "
+        "sandbox without network and files, and score it by pass@1. Off: it is compared as text.",
     )

@@ -11,7 +11,15 @@ from clusterucb_core.lm.templates import ChatFormat, RenderError, chat_format
 from clusterucb_core.lm.windows import NO_TURN, fit_window
 from clusterucb_core.records import Exclusion, IntArray, Message, TokenizedSample
 
-__all__ = ["ChatFormat", "Tokenized", "chat_format", "prompt_text", "tokenize", "tokenize_batch"]
+__all__ = [
+    "ChatFormat",
+    "Tokenized",
+    "chat_format",
+    "exchange_text",
+    "prompt_text",
+    "tokenize",
+    "tokenize_batch",
+]
 
 STAGE = "tokenize"
 
@@ -52,6 +60,27 @@ def prompt_text(chat: ChatFormat, messages: Sequence[Message]) -> str:
     """
     turns = messages[:-1] if messages and messages[-1].role == "assistant" else messages
     return opening_text(chat, turns)
+
+
+def exchange_text(chat: ChatFormat, messages: Sequence[Message]) -> tuple[str, str] | None:
+    """Return the text before the last assistant turn, and that turn as a model would write it.
+
+    The turn ends with the token that closes it, so both together are what `tokenize` takes the loss of, but
+    for special tokens that a message spells out, which stay special tokens here.
+
+    Args:
+        chat: tokenizer and template.
+        messages: the turns, the assistant's last.
+
+    Returns:
+        The two texts; None where the template refuses the conversation or does not set the turn apart.
+    """
+    try:
+        text, spans = assistant_spans(chat, messages)
+    except RenderError:
+        return None
+    start, end = spans[-1]
+    return text[:start], text[start:end]
 
 
 def tokenize(

@@ -23,7 +23,7 @@ from clusterucb_core.pool.ingest import (
     read_samples,
     source_files,
 )
-from clusterucb_core.records import ArtifactRef, Exclusion, Message, Sample, Target, TargetRow
+from clusterucb_core.records import ArtifactRef, CodeTest, Exclusion, Message, Sample, Target, TargetRow
 from clusterucb_core.stages.models import ModelRef, open_chat
 from clusterucb_core.targets.catalog import (
     TargetSettings,
@@ -264,4 +264,12 @@ def _samples_of(spec: TokensSpec) -> Iterable[Sample]:
 
 def _target_row(row: dict[str, Any]) -> TargetRow:
     messages = tuple(Message(**message) for message in row["messages"])
-    return TargetRow(row["row_id"], row["subtask"], messages, tuple(row["choices"]), row["answer_index"])
+    code = row.get("code")  # absent in artifacts of rows without tests that an earlier version wrote
+    return TargetRow(
+        row["row_id"],
+        row["subtask"],
+        messages,
+        tuple(row["choices"]),
+        row["answer_index"],
+        None if code is None else CodeTest(**code),
+    )

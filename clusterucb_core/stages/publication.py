@@ -28,7 +28,9 @@ from clusterucb_core.stages.evaluation import read_results
 from clusterucb_core.stages.features import open_store
 from clusterucb_core.stages.intake import candidate_exclusions, candidate_ids, read_target
 from clusterucb_core.stages.models import FeatureSpace
+from clusterucb_core.stages.pairing import compare_with_baselines, random_means
 from clusterucb_core.store import (
+    ComparisonRow,
     EvaluationRow,
     PoolVersion,
     SelectionDraft,
@@ -36,6 +38,7 @@ from clusterucb_core.store import (
     publish_selections,
     record_artifact_root,
     record_clusters,
+    record_comparisons,
     record_evaluations,
     record_exclusions,
     record_feature_rows,
@@ -161,7 +164,15 @@ def publish_evaluations(
     run_id: str,
     workspace: Workspace,
 ) -> None:
-    """Record the results of all subjects of a run."""
+    """Record the results of all subjects of a run, and how the selection does against its baselines.
+
+    Args:
+        evaluated: the evaluations, of any targets.
+        measures: what was measured of subjects otherwise.
+        version: of the selection.
+        run_id: the run that evaluated.
+        workspace: where the catalog lies.
+    """
     rows = [
         EvaluationRow(
             selection_version=version if item.subject == "selection" else None,
@@ -178,8 +189,15 @@ def publish_evaluations(
         for item in evaluated
         for result in read_results(item.evaluation, item.subject)
     ]
+    comparisons: list[ComparisonRow] = []
+    for target in dict.fromkeys(item.target for item in evaluated):
+        found = {item.subject: item.evaluation for item in evaluated if item.target == target}
+        of_target = [row for row in measures if row.target == target]
+        rows += random_means(found, of_target, target=target, run_id=run_id)
+        comparisons += compare_with_baselines(found, target=target, version=version, run_id=run_id)
     with open_catalog(workspace.catalog) as con:
         record_evaluations(con, [*rows, *measures])
+        record_comparisons(con, comparisons)
 
 
 def publish_times(

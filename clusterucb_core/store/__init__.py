@@ -1,6 +1,7 @@
 """The catalog: a DuckDB file with the versions of pool and selections. All SQL of the project lies here."""
 
 from clusterucb_core.store.backups import backup_catalog, catalog_backups, remove_drafts
+from clusterucb_core.store.comparisons import ComparisonRow, record_comparisons, selection_comparisons
 from clusterucb_core.store.connection import open_catalog
 from clusterucb_core.store.differences import ChangeCounts, SelectionDifference, selection_difference
 from clusterucb_core.store.drafts import SelectionDraft
@@ -45,6 +46,7 @@ from clusterucb_core.store.withdrawals import sample_origins, withdraw_samples, 
 
 __all__ = [
     "ChangeCounts",
+    "ComparisonRow",
     "ERASED",
     "ErasedRows",
     "EvaluationRow",
@@ -75,6 +77,7 @@ __all__ = [
     "publish_selections",
     "record_artifact_root",
     "record_clusters",
+    "record_comparisons",
     "record_erasures",
     "record_evaluations",
     "record_exclusions",
@@ -88,6 +91,7 @@ __all__ = [
     "sample_origins",
     "selection_clusters",
     "selection_difference",
+    "selection_comparisons",
     "selection_evaluations",
     "selection_pulls",
     "selection_samples",

@@ -171,8 +171,28 @@ CREATE TABLE run_stages (
     PRIMARY KEY (run_id, flow_run_id, stage)
 );
 """
+
 # What brings the table of exports to the present: everything that writing one again depends on.
 _EXPORT_OPTIONS = "ALTER TABLE exports ADD COLUMN options JSON;"
+
+# The selection against each baseline, on the same test rows.
+_COMPARISON_TABLES = """
+CREATE TABLE comparisons (
+    selection_version INTEGER,
+    run_id VARCHAR,
+    target VARCHAR NOT NULL,
+    baseline VARCHAR,
+    task VARCHAR,
+    metric VARCHAR,
+    difference DOUBLE NOT NULL,
+    low DOUBLE,
+    high DOUBLE,
+    higher_is_better BOOLEAN,
+    n BIGINT NOT NULL,
+    n_seeds BIGINT NOT NULL,
+    PRIMARY KEY (selection_version, run_id, baseline, task, metric)
+);
+"""
 
 # A run is as new as its newest version; within it the last period counts.
 _LATEST_SELECTION = """
@@ -213,11 +233,11 @@ ALTER TABLE selections ADD COLUMN separation_p DOUBLE;
 """,
     2: "ALTER TABLE evaluations ADD COLUMN target VARCHAR;",
     3: _WITHDRAWAL_TABLES,
-    4: f"{_RUN_TABLES}{_EXPORT_OPTIONS}",
+    4: f"{_RUN_TABLES}{_COMPARISON_TABLES}{_EXPORT_OPTIONS}",
 }
 
 _STATEMENTS = (
-    *(_TABLES + _WITHDRAWAL_TABLES + _RUN_TABLES).split(";\n"),
+    *(_TABLES + _WITHDRAWAL_TABLES + _RUN_TABLES + _COMPARISON_TABLES).split(";\n"),
     _EXPORT_OPTIONS,
     _LATEST_SELECTION,
     _SELECTION_DIFF,

@@ -7,6 +7,7 @@ needs. Its block `answer` says how the test rows are scored; `clusterucb_core.ev
 import difflib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -108,7 +109,7 @@ def load_target(settings: TargetSettings, base_folder: Path, *, bundled: Path = 
 def target_digest(target: Target) -> str:
     """Return a digest of the target's name and of the content and order of its rows."""
     return fingerprint(
-        target.name, [asdict(row) for row in target.validation], [asdict(row) for row in target.test]
+        target.name, [_content(row) for row in target.validation], [_content(row) for row in target.test]
     )
 
 
@@ -131,6 +132,13 @@ def subtask_index(target: Target) -> tuple[list[str], IntArray]:
     names = sorted({row.subtask for row in target.validation})
     number = {name: i for i, name in enumerate(names)}
     return names, np.array([number[row.subtask] for row in target.validation], dtype=np.int64)
+
+
+def _content(row: TargetRow) -> dict[str, Any]:
+    content = asdict(row)
+    if row.code is None:
+        del content["code"]  # what was computed for a target before rows had tests keeps its key
+    return content
 
 
 def _sources(settings: TargetSettings, base_folder: Path, *, bundled: Path) -> tuple[Path, Path | None, str]:

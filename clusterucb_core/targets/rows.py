@@ -4,6 +4,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -12,7 +13,7 @@ import zstandard
 from clusterucb_core.artifacts import fingerprint
 from clusterucb_core.containers import inner_suffix, open_bytes
 from clusterucb_core.errors import InvalidTarget
-from clusterucb_core.records import Message, Role, TargetRow
+from clusterucb_core.records import CodeTest, Message, Role, TargetRow
 
 Split = Literal["validation", "test"]
 
@@ -128,12 +129,11 @@ def _parse(row: _Row, place: str, *, subtask_key: str, default_subtask: str) -> 
     subtask = default_subtask if row.get(subtask_key) is None else _text(row, subtask_key, place=place)
     choices, answer_index = _choices(row, place)
     content = [[(m.role, m.content) for m in messages], subtask, choices, answer_index]
-    return TargetRow(fingerprint(content), subtask, messages, choices, answer_index)
+    return TargetRow(fingerprint(content), subtask, messages, choices, answer_index, _code(row, place))
 
 
 def _renamed(row: TargetRow, copies: int) -> TargetRow:
-    row_id = fingerprint(row.row_id, copies)
-    return TargetRow(row_id, row.subtask, row.messages, row.choices, row.answer_index)
+    return replace(row, row_id=fingerprint(row.row_id, copies))
 
 
 def _prompt_and_completion(row: _Row, place: str) -> tuple[Message, ...]:
@@ -180,6 +180,15 @@ def _choices(row: _Row, place: str) -> tuple[tuple[str, ...], int | None]:
     if not 0 <= index < len(texts):
         raise InvalidTarget(f"{place}: answer_index is {index} with {len(texts)} choices; count them from 0")
     return texts, index
+
+
+def _code(row: _Row, place: str) -> CodeTest | None:
+    if row.get("test") is None or row.get("entry_point") is None:
+        return None  # either key alone is a remark of the file's own, as any other key is
+    entry_point = _text(row, "entry_point", place=place)
+    if not entry_point.isidentifier():
+        raise InvalidTarget(f"{place}: entry_point is {_seen(entry_point)}; give the name of a function")
+    return CodeTest(entry_point, _text(row, "test", place=place))
 
 
 def _text(row: _Row, key: str, *, place: str) -> str:

@@ -43,7 +43,7 @@ def run_file(config: ConfigPath, overrides: list[str]) -> "RunResult":
     with only_messages():
         from clusterucb_core.config import load_config
         from clusterucb_core.outcome import finished_result
-        from clusterucb_core.planning import plan_run
+        from clusterucb_core.planning import check_evaluation, plan_run
 
         with before_start():
             settings, execution = load_config(config, overrides, variables=os.environ)
@@ -56,6 +56,7 @@ def run_file(config: ConfigPath, overrides: list[str]) -> "RunResult":
 
         with before_start():
             choose_runner(execution, visible_gpus())
+            check_evaluation(plan, load=False)
         from flows.pipeline import run_pipeline
 
         with during_run():

@@ -134,6 +134,32 @@ def print_evaluations(evaluations: "pl.DataFrame") -> None:
         print_table(["task", "metric", "subject", "value [95 %]", "n"], rows, gap=True, left=3)
 
 
+def print_comparisons(comparisons: "pl.DataFrame") -> None:
+    """Print the differences of a selection to its baselines, and which of the two each speaks for."""
+    rows = [
+        [
+            row["task"],
+            row["metric"],
+            row["baseline"],
+            _better(row),
+            interval(row["difference"], row["low"], row["high"]),
+            count(row["n"]),
+            count(row["n_seeds"]),
+        ]
+        for row in comparisons.to_dicts()
+    ]
+    if rows:
+        headers = ["task", "metric", "selection less", "better", "difference [95 %]", "n", "seeds"]
+        print_table(headers, rows, gap=True, left=4)
+
+
+def _better(row: dict[str, Any]) -> str | None:
+    """Return which side a difference speaks for; None where its interval holds 0 or is not known."""
+    if row["low"] is None or row["higher_is_better"] is None or row["low"] <= 0 <= row["high"]:
+        return None
+    return "selection" if (row["difference"] > 0) == row["higher_is_better"] else row["baseline"]
+
+
 def print_top(top: "pl.DataFrame") -> None:
     """Print the first samples with the beginning of their text."""
     rows = [

@@ -7,6 +7,7 @@ import typer
 
 from flows.commands.arguments import AsJson, version_number
 from flows.commands.selection_tables import (
+    print_comparisons,
     print_cost,
     print_evaluations,
     print_list,
@@ -57,6 +58,7 @@ def show(
     """
     from clusterucb_core.store import (
         open_catalog,
+        selection_comparisons,
         selection_evaluations,
         selection_samples,
         selection_sources,
@@ -68,11 +70,13 @@ def show(
         number = version_of(con, wanted)
         summary = selection_summary(con, number)
         sources, evaluations = selection_sources(con, number), selection_evaluations(con, number)
+        comparisons = selection_comparisons(con, number)
         top = selection_samples(con, number, most=TOP_SAMPLES)
     if as_json:
         tables = {
             "sources": sources.to_dicts(),
             "evaluations": evaluations.to_dicts(),
+            "comparisons": comparisons.to_dicts(),
             "samples": sample_rows(top),
         }
         print_json({"selection": summary.model_dump(mode="json"), **tables})
@@ -81,6 +85,7 @@ def show(
     print_cost(summary)
     print_sources(sources)
     print_evaluations(evaluations)
+    print_comparisons(comparisons)
     print_top(top)
 
 

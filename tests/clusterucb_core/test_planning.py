@@ -11,7 +11,7 @@ from clusterucb_core.config import load_config
 from clusterucb_core.demo import DemoFiles, write_demo
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
 from clusterucb_core.errors import BudgetError, InvalidConfig, InvalidModel, InvalidPool, InvalidTarget
-from clusterucb_core.planning import RunPlan, plan_comparison, plan_run
+from clusterucb_core.planning import RunPlan, check_evaluation, plan_comparison, plan_run
 from clusterucb_core.store import open_catalog
 from clusterucb_core.store.statements import run
 from clusterucb_core.workspace import stage_key
@@ -72,12 +72,22 @@ def test_how_a_run_is_executed_changes_nothing(demo, plan, override):
 
 @pytest.mark.parametrize(
     "override",
-    ["evaluate.limit=3", "evaluate.baselines=[]", "evaluate.tasks=[target]", "evaluate.random_seeds=1"],
-)
+    [
+        "evaluate.limit=3", "evaluate.baselines=[]", "evaluate.tasks=[target]", "evaluate.random_seeds=1",
+        "evaluate.allow_code_execution=true",
+    ],
+)  # fmt: skip
 def test_what_is_evaluated_changes_the_run_but_not_its_selection(demo, plan, override):
     found = plan_of(demo.config, override)
     assert found.run_id != plan.run_id
     assert found.selection_keys == plan.selection_keys
+
+
+def test_what_cannot_be_evaluated_is_refused_before_a_stage_runs(demo):
+    check_evaluation(plan_of(demo.config, "evaluate.tasks=[target, target_perplexity]"), load=True)
+    check_evaluation(plan_of(demo.config), load=True)
+    with pytest.raises(InvalidConfig, match=r"unit_conversion_code.*allow_code_execution=true"):
+        check_evaluation(plan_of(demo.config, "evaluate.tasks=[unit_conversion_code]"), load=True)
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,11 @@ def call(capsys):
 def catalog(home, tmp_path):
     """Two versions over a pool of twelve samples: `show` has something of everything to tell."""
     from clusterucb_core.store import (
+        ComparisonRow,
         EvaluationRow,
         open_catalog,
         publish_selections,
+        record_comparisons,
         record_evaluations,
         record_pool,
     )
@@ -68,6 +70,16 @@ def catalog(home, tmp_path):
         row = EvaluationRow(2, "second", "selection", "sums", "loss", 1.25, 1.0, 1.5, 10)
         base = EvaluationRow(None, "second", "zero_shot", "sums", "loss", 2.5, 2.0, 3.0, 10)
         record_evaluations(con, [row, base])
+        differences = {"zero_shot": (-1.25, -1.5, -1.0), "random": (-0.1, -0.3, 0.1)}
+        record_comparisons(
+            con,
+            [
+                ComparisonRow(
+                    2, "second", "sums", name, "sums", "loss", *ends, False, 10, 1 + 2 * (name == "random")
+                )
+                for name, ends in differences.items()
+            ],
+        )
     return path
 
 

@@ -33,7 +33,12 @@ def test_cut_keeps_one_line_of_the_given_length():
 
 
 @pytest.mark.parametrize(
-    ("values", "text"), [((1.0, 0.5, 1.5), "1.0000 [0.5000, 1.5000]"), ((1.0, None, None), "1.0000")]
+    ("values", "text"),
+    [
+        ((1.0, 0.5, 1.5), "1.0000 [0.5000, 1.5000]"),
+        ((1.0, None, None), "1.0000"),
+        ((1.0, float("nan"), float("nan")), "1.0000"),
+    ],
 )
 def test_an_interval_is_shown_where_there_is_one(values, text):
     assert interval(*values) == text

@@ -19,7 +19,12 @@ from clusterucb_core.stages.drawn import (
 )
 from clusterucb_core.stages.features import read_features
 from clusterucb_core.stages.intake import candidate_exclusions, candidate_ids, read_target
-from clusterucb_core.store import open_catalog, pool_sample_ids
+from clusterucb_core.store import (
+    open_catalog,
+    pool_sample_ids,
+    selection_comparisons,
+    selection_evaluations,
+)
 
 RECIPE = TinyModelRecipe(vocabulary=300, hidden=16, layers=1, heads=2, steps=2, batch_samples=4)
 
@@ -211,3 +216,20 @@ def test_a_leak_stays_in_the_pool_but_is_never_drawn(plain, config, tmp_path):
     assert not drawable & {item.sample_id for item in leaks}
     with open_catalog(run.plan.workspace.catalog, read_only=True) as con:
         assert {item.sample_id for item in leaks} <= set(pool_sample_ids(con, 1))
+
+
+def test_the_catalog_holds_the_selection_against_its_baselines(plain, config, tmp_path):
+    changes = (*SMALL, "warmup.epochs=1", "evaluate.tasks=[target_perplexity]", "evaluate.limit=5")
+    run = plain.run_plain(config, tmp_path, *changes, baselines=("random:0", "random:1"))
+    with open_catalog(run.plan.workspace.catalog, read_only=True) as con:
+        found = selection_comparisons(con, run.result.selection_version)
+        recorded = selection_evaluations(con, run.result.selection_version)
+    losses = {subject.subject: subject.loss for subject in run.summaries}
+    (chance,) = found.filter(baseline="random", metric="loss").to_dicts()
+    expected = losses["selection"] - (losses["random:0"] + losses["random:1"]) / 2
+    assert chance["difference"] == pytest.approx(expected, abs=1e-6)
+    assert chance["low"] < chance["difference"] < chance["high"]
+    assert (chance["n"], chance["n_seeds"], chance["higher_is_better"]) == (5, 2, False)
+    assert set(found["metric"]) == {"loss", "log_perplexity"}
+    assert set(found["baseline"]) == {"random", "random:0", "random:1", "zero_shot"}
+    assert set(recorded.filter(subject="random")["metric"]) >= {"loss", "perplexity"}

@@ -96,8 +96,22 @@ def test_every_table_that_a_run_fills_holds_it(catalog):
     for table in ("pools", "samples", "pool_samples", "quarantine", "feature_rows", "clusters", "pulls"):
         assert catalog.sql(f"SELECT count(*) > 0 FROM {table}").fetchall() == [(True,)], table
     subjects = {row[0] for row in catalog.sql("SELECT DISTINCT subject FROM evaluations").fetchall()}
-    assert subjects == {"selection", "zero_shot", "full", "random:0", "random:1", "random:2"}
+    assert subjects == {"selection", "zero_shot", "full", "random", "random:0", "random:1", "random:2"}
     assert catalog.sql("SELECT count(*) FROM selection_diff(1, 2)").fetchall()[0][0] > 300
+
+
+def test_the_selection_is_set_against_its_baselines_row_by_row(result, catalog):
+    losses = {item["subject"]: item["loss"] for item in result["subjects"]}
+    chance = sum(loss for name, loss in losses.items() if name.startswith("random")) / 3
+    found = {
+        baseline: (difference, high, n_seeds)
+        for baseline, difference, high, n_seeds in catalog.sql(
+            "SELECT baseline, difference, high, n_seeds FROM comparisons WHERE metric = 'loss'"
+        ).fetchall()
+    }
+    assert found["random"][0] == pytest.approx(losses["selection"] - chance, rel=1e-4)
+    assert found["random"][2] == 3
+    assert found["zero_shot"][1] < 0, "training on the selection lowers the loss beyond doubt"
 
 
 def test_mlflow_and_the_catalog_name_each_other_and_the_flow_run(result, home, catalog):

@@ -5,6 +5,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from clusterucb_core.evaluation import Rendering
+
 CHARACTERS = string.digits + string.ascii_letters + " :=()?+.,#\n"
 
 
@@ -59,3 +61,19 @@ def llama_config(tokenizer, *, hidden_size, **settings):
         tie_word_embeddings=False,
         **settings,
     )
+
+
+@pytest.fixture(scope="session")
+def rendering(tokenizer):
+    """Prompts and answers as they are, for a model that reads 64 tokens of one character each."""
+
+    def prompt(messages):
+        return "".join(message.content for message in messages)
+
+    def exchange(messages):
+        return prompt(messages[:-1]), f"{messages[-1].content}</s>"
+
+    def encode(before, after):
+        return tokenizer(before)["input_ids"], tokenizer(after)["input_ids"]
+
+    return Rendering(prompt, exchange, encode, max_length=64)

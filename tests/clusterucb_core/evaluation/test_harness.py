@@ -9,8 +9,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from clusterucb_core.errors import InvalidConfig
-from clusterucb_core.evaluation import check_task_names, evaluate_tasks, write_task_files
-from clusterucb_core.records import Message, Target, TargetRow
+from clusterucb_core.evaluation import (
+    evaluate_tasks,
+    reach_of,
+    write_perplexity_task,
+    write_task_files,
+)
+from clusterucb_core.records import CodeTest, Message, Target, TargetRow
 
 QUESTIONS = [f"{a} + {b} = ?" for a in range(6) for b in (2, 5)]
 CHOICES = (" one", "two", "(C)", "2024.05.06", "a much longer answer")
@@ -25,9 +30,9 @@ def no_network(monkeypatch):
 
 
 @pytest.fixture
-def choice_folder(tmp_path):
+def choice_folder(tmp_path, rendering):
     rows = [_row(i, q, CHOICES[i % 5], CHOICES, i % 5) for i, q in enumerate(QUESTIONS)]
-    write_task_files(Target("sums", (), tuple(rows)), tmp_path, render=_render)
+    write_task_files(Target("sums", (), tuple(rows)), tmp_path, rendering=rendering)
     return tmp_path
 
 
@@ -36,14 +41,10 @@ def _row(number, prompt, gold, choices=(), answer_index=None):
     return TargetRow(f"r{number}", "s", turns, tuple(choices), answer_index)
 
 
-def _render(messages):
-    return "".join(m.content for m in messages)
-
-
 def _evaluate(model, tokenizer, folder, names=("target",), **settings):
     options = {"batch_size": 4, "limit": None, "subject": "selection", "seed": 0} | settings
-    results = evaluate_tasks(model, tokenizer, list(names), include_path=folder, **options)
-    return {(r.task, r.metric): r for r in results}
+    report = evaluate_tasks(model, tokenizer, list(names), include_path=folder, **options)
+    return {(r.task, r.metric): r for r in report.results}
 
 
 def _log_likelihood(model, tokenizer, prompt, choice):
@@ -94,7 +95,7 @@ def test_a_limit_evaluates_the_first_rows(model, tokenizer, choice_folder):
     assert (result.low, result.high) == (0.0, 1.0)
 
 
-def test_a_generated_answer_is_compared_after_its_pattern(chain_model, tokenizer, tmp_path):
+def test_a_generated_answer_is_compared_after_its_pattern(chain_model, tokenizer, tmp_path, rendering):
     (tmp_path / "sums.yaml").write_text(
         "answer: {kind: generation, regex: '=([0-9,]+)', ignore: [','], max_new_tokens: 6}", encoding="utf-8"
     )
@@ -106,20 +107,21 @@ def test_a_generated_answer_is_compared_after_its_pattern(chain_model, tokenizer
         _row(3, "c:", "=43"),
         _row(4, "?", "=42"),
     ]
-    names = write_task_files(Target("sums", (), tuple(rows)), folder, render=_render, bundled=tmp_path)
+    target = Target("sums", (), tuple(rows))
+    names = write_task_files(target, folder, rendering=rendering, bundled=tmp_path)
     results = _evaluate(chain_model, tokenizer, folder, names)
     assert results["sums_generate", "exact_match"].value == 0.5
 
 
-def test_a_whole_answer_that_looks_like_a_date_is_compared_as_text(chain_model, tokenizer, tmp_path):
+def test_a_whole_answer_that_looks_like_a_date_is_text(chain_model, tokenizer, tmp_path, rendering):
     rows = [_row(1, "a:", "=42"), _row(2, "b:", "2024-05-06")]
-    write_task_files(Target("dates", (), tuple(rows)), tmp_path, render=_render)
+    write_task_files(Target("dates", (), tuple(rows)), tmp_path, rendering=rendering)
     assert _evaluate(chain_model, tokenizer, tmp_path)["dates_generate", "exact_match"].value == 0.5
 
 
-def test_more_tokens_than_the_model_can_hold_are_cut_to_half_its_length(chain_model, tokenizer, tmp_path):
+def test_an_answer_without_an_end_is_cut_to_half_of_the_length(chain_model, tokenizer, tmp_path, rendering):
     assert chain_model.config.max_position_embeddings < 512
-    write_task_files(Target("gsm8k", (), (_row(1, "?", "#### 1"),)), tmp_path, render=_render)
+    write_task_files(Target("gsm8k", (), (_row(1, "?", "#### 1"),)), tmp_path, rendering=rendering)
     assert _evaluate(chain_model, tokenizer, tmp_path)["gsm8k_generate", "exact_match"].value == 0.0
 
 
@@ -135,19 +137,102 @@ def test_model_tokenizer_and_global_generators_are_left_as_they_were(model, toke
     model.eval()
 
 
-def test_no_task_needs_no_model():
-    assert (
-        evaluate_tasks(None, None, [], include_path=None, batch_size=1, limit=None, subject="s", seed=0) == []
+def test_perplexity_weighs_every_token_the_same(model, tokenizer, tmp_path, rendering):
+    questions = [f"{question}{' ' * (i % 3)}" for i, question in enumerate(QUESTIONS)]
+    rows = [_row(i, q, CHOICES[i % 5]) for i, q in enumerate(questions)]
+    name = write_perplexity_task(Target("sums", (), tuple(rows)), tmp_path, rendering=rendering)
+    report = evaluate_tasks(
+        model, tokenizer, [name], include_path=tmp_path, batch_size=4, limit=None, subject="s", seed=0
     )
+    answers = [f"{CHOICES[i % 5]}</s>" for i in range(len(QUESTIONS))]
+    logs = [_log_likelihood(model, tokenizer, q, a) for q, a in zip(questions, answers, strict=True)]
+    n_tokens = sum(len(tokenizer(answer)["input_ids"]) for answer in answers)
+    (result,) = report.results
+    assert (result.task, result.metric, result.n) == ("sums_perplexity", "perplexity", len(rows))
+    assert result.value == pytest.approx(math.exp(-sum(logs) / n_tokens))
+    assert result.low < result.value < result.high
+    (scores,) = report.scores
+    assert (scores.metric, scores.higher_is_better) == ("log_perplexity", False)
+    assert scores.values.mean() == pytest.approx(math.log(result.value))
 
 
-def test_the_target_and_its_own_tasks_are_known_names():
-    assert check_task_names(["target", "sums_choice"], ["sums_choice"]) is None
+def test_every_row_keeps_what_the_model_said_and_its_scores(chain_model, tokenizer, tmp_path, rendering):
+    rows = [_row(1, "a:", "=42"), _row(2, "b:", "no")]
+    write_task_files(Target("sums", (), tuple(rows)), tmp_path, rendering=rendering)
+    report = evaluate_tasks(
+        chain_model,
+        tokenizer,
+        ["target"],
+        include_path=tmp_path,
+        batch_size=2,
+        limit=None,
+        subject="s",
+        seed=0,
+    )
+    assert [(s["row_id"], s["responses"], s["scores"]) for s in report.samples] == [
+        ("r1", [["=42"]], {"exact_match": 1.0}),
+        ("r2", [["=42"]], {"exact_match": 0.0}),
+    ]
+    (scores,) = report.scores
+    assert (scores.task, scores.metric, scores.higher_is_better) == ("sums_generate", "exact_match", True)
+    assert (scores.rows.tolist(), scores.values.tolist()) == ([0, 1], [1.0, 0.0])
+
+
+def _code_folder(folder, rendering):
+    """Rows whose program is a text that the model goes on with, and a test that it says =42."""
+    test = CodeTest("text", '"""\ndef check(text):\n    assert text.strip() == ":=42"')
+    turns = [(Message("user", f'text = """{end}'), Message("assistant", "=42")) for end in (":", "?")]
+    rows = [TargetRow(f"r{i}", "s", messages, code=test) for i, messages in enumerate(turns)]
+    assert write_task_files(Target("mine", (), tuple(rows)), folder, rendering=rendering, run_code=True)
+    return folder
+
+
+def test_the_code_of_an_answer_is_run_in_the_sandbox(chain_model, tokenizer, tmp_path, rendering):
+    report = evaluate_tasks(
+        chain_model,
+        tokenizer,
+        ["mine_code"],
+        include_path=_code_folder(tmp_path, rendering),
+        batch_size=2,
+        limit=None,
+        subject="s",
+        seed=0,
+        run_code=True,
+    )
+    assert [sample["answers"] for sample in report.samples] == [["passed"], ["AssertionError"]]
+    (result,) = report.results
+    assert (result.metric, result.value, result.n) == ("pass@1", 0.5, 2)
+    assert (result.low, result.high) == (0.0, 1.0)
+
+
+def test_code_is_not_run_without_leave(chain_model, tokenizer, tmp_path, rendering):
+    with pytest.raises(InvalidConfig, match=r"'mine_code' runs code .*allow_code_execution=true"):
+        _evaluate(chain_model, tokenizer, _code_folder(tmp_path, rendering), ["mine_code"])
+
+
+def test_the_reach_is_that_of_lm_eval(model, tokenizer):
+    reach = reach_of(model, tokenizer)
+    assert reach.max_length == model.config.max_position_embeddings == 64
+    before, after = reach.encode("1 + 1 = ", "2</s>")
+    assert tokenizer.decode(before) == "1 + 1 ="
+    assert tokenizer.decode(after) == " 2</s>", "lm-eval moves a blank at the end to what follows"
+
+
+def test_no_task_needs_no_model():
+    report = evaluate_tasks(None, None, [], include_path=None, batch_size=1, limit=None, subject="s", seed=0)
+    assert (report.results, report.scores, report.samples) == ([], [], [])
 
 
 @pytest.mark.slow
 def test_an_unknown_task_lists_near_matches(model, tokenizer, choice_folder):
     with pytest.raises(InvalidConfig, match=r"unknown task 'sums_choise'; did you mean sums_choice"):
         _evaluate(model, tokenizer, choice_folder, ["sums_choise"])
-    with pytest.raises(InvalidConfig, match=r"unknown task 'arc_eazy'; did you mean (.*, )?arc_easy"):
-        check_task_names(["arc_easy", "arc_eazy"])
+
+
+@pytest.mark.slow
+def test_a_shipped_task_without_its_data_says_so(model, tokenizer, tmp_path, monkeypatch):
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(InvalidConfig, match=r"a task of arc_easy cannot be loaded \(.*hub"):
+        _evaluate(model, tokenizer, None, ["arc_easy"])

@@ -11,6 +11,7 @@ def test_the_defaults_are_those_of_the_contract():
         "random_seeds": 3,
         "batch_size": "auto",
         "limit": None,
+        "allow_code_execution": False,
     }
 
 

@@ -28,6 +28,9 @@ CONTRACT = {
     "exports": "path selection_version format at",
     "artifact_roots": "path",
     "run_stages": "run_id flow_run_id stage calls cached seconds",
+    "comparisons": (
+        "selection_version run_id target baseline task metric difference low high higher_is_better n n_seeds"
+    ),
     "latest_selection": "selection_version run_id period target",
 }
 
@@ -65,6 +68,7 @@ def test_json_is_json_and_times_know_their_zone(con, table, column, type_name):
 
 
 SINCE_VERSION_1 = ("unspent_samples", "estimated_captured", "captured_low", "captured_high", "separation_p")
+NEW_TABLES = ("withdrawals", "exports", "artifact_roots", "run_stages", "comparisons")
 
 
 @pytest.fixture
@@ -77,7 +81,7 @@ def first_catalog(catalog_path, empty_catalog):
         for column in SINCE_VERSION_1:
             run(con, f"ALTER TABLE selections DROP COLUMN {column}")
         run(con, "ALTER TABLE evaluations DROP COLUMN target")
-        for table in ("withdrawals", "exports", "artifact_roots", "run_stages"):
+        for table in NEW_TABLES:
             run(con, f"DROP TABLE {table}")
         run(con, "CREATE VIEW latest_selection AS FROM selections")
         run(con, "UPDATE catalog_schema SET schema_version = 1")
@@ -96,7 +100,7 @@ def test_a_catalog_of_version_1_is_migrated_when_it_is_opened_for_writing(first_
         for table in ("selections", "latest_selection"):
             assert rows(con, f"SELECT {columns} FROM {table}") == [(1, 0.6, 0, None, None, None, None)]
         assert rows(con, "SELECT target FROM evaluations") == []
-        for table in ("withdrawals", "exports", "artifact_roots", "run_stages"):
+        for table in NEW_TABLES:
             assert rows(con, f"SELECT * FROM {table}") == []
         assert rows(con, "SELECT options FROM exports") == []
 
@@ -106,6 +110,8 @@ def test_an_export_recorded_before_exports_had_options_has_none(catalog_path, em
     shutil.copy(empty_catalog, catalog_path)
     with open_catalog(catalog_path) as con:
         run(con, "ALTER TABLE exports DROP COLUMN options")
+        for table in ("run_stages", "comparisons"):
+            run(con, f"DROP TABLE {table}")
         run(con, "UPDATE catalog_schema SET schema_version = 4")
         run(con, "INSERT INTO exports VALUES ('/old.jsonl', 1, 'jsonl', now(), 'digest')")
         run(con, "INSERT INTO selection_samples VALUES (1, 1, 'a', 0.5, 0)")

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from clusterucb_core.artifacts import fingerprint
 from clusterucb_core.errors import InvalidTarget
 from clusterucb_core.evaluation.answers import answer_form
-from clusterucb_core.records import Message, Sample
+from clusterucb_core.records import CodeTest, Message, Sample
 from clusterucb_core.targets import catalog
 from clusterucb_core.targets.catalog import TargetSettings, load_target
 
@@ -72,6 +73,16 @@ def test_the_digest_follows_name_rows_and_split(target):
     digests = [catalog.target_digest(t) for t in (target, swapped, renamed, copy)]
     assert digests[0] == digests[3]
     assert len(set(digests)) == 3
+
+
+def test_the_digest_of_rows_without_a_test_is_that_of_before_rows_had_tests(target):
+    content = [[dataclasses.asdict(row) for row in rows] for rows in (target.validation, target.test)]
+    for row in (*content[0], *content[1]):
+        assert row.pop("code") is None
+    assert catalog.target_digest(target) == fingerprint(target.name, *content)
+    tested = dataclasses.replace(target.test[0], code=CodeTest("f", "def check(f): ..."))
+    other = dataclasses.replace(target, test=(tested, *target.test[1:]))
+    assert catalog.target_digest(other) != catalog.target_digest(target)
 
 
 def test_a_prompt_in_both_splits_is_an_error(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import zstandard
 
 from clusterucb_core.errors import InvalidTarget
-from clusterucb_core.records import Message
+from clusterucb_core.records import CodeTest, Message
 from clusterucb_core.targets.rows import read_rows
 
 ROW = {"prompt": "1 + 1?", "completion": "2"}
@@ -145,3 +145,22 @@ def test_a_file_without_a_row_of_the_split_is_an_error(tmp_path):
     path = write_lines(tmp_path / "t.jsonl", ROW | {"split": "validation"})
     with pytest.raises(InvalidTarget, match=r"has no row with split 'test'; add one"):
         read(path, "test")
+
+
+def test_a_test_and_its_entry_point_are_kept_and_either_alone_is_not(tmp_path):
+    check = {"test": "def check(f): ...", "entry_point": "f"}
+    alone = [{"prompt": f"q{i}", "completion": "a", key: check[key]} for i, key in enumerate(check)]
+    both, *others = read(write_lines(tmp_path / "t.jsonl", ROW | check, *alone))
+    assert both.code == CodeTest("f", "def check(f): ...")
+    assert [row.code for row in others] == [None, None]
+    assert both.row_id == read(write_lines(tmp_path / "u.jsonl", ROW))[0].row_id
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"entry_point": "f("}, r"entry_point is 'f\('; give the name"), ({"test": " "}, "test is ' '")],
+)
+def test_a_test_that_cannot_be_called_is_an_error(tmp_path, change, message):
+    row = ROW | {"test": "def check(f): ...", "entry_point": "f"} | change
+    with pytest.raises(InvalidTarget, match=message):
+        read(write_lines(tmp_path / "t.jsonl", row))

@@ -219,6 +219,14 @@ def test_ingest_of_files_without_a_known_shape_fails(call, config_file, tmp_path
     assert "x" in outcome.err
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_task_that_runs_code_without_leave_is_bad_usage(call, config_file, home, command):
+    outcome = call(command, config_file, "--set", "evaluate.tasks=[adding_code]")
+    assert outcome.code == 2
+    assert "set evaluate.allow_code_execution=true to run it in a sandbox" in outcome.err
+    assert not (home / "artifacts").exists()
+
+
 def test_check_counts_gradients_by_stage_and_leaves_no_file(call, config_file, home):
     outcome = call("check", config_file, "--json", "--set", "selection.budget_fraction=0.3")
     found = json.loads(outcome.out)

@@ -68,6 +68,35 @@ def test_show_tells_cost_sources_evaluations_and_the_first_samples(call, catalog
     assert "question 3" in out
 
 
+def test_show_tells_the_differences_to_the_baselines_and_which_is_better(call, catalog):
+    lines = [" ".join(line.split()) for line in call("show", "2").out.splitlines()]
+    assert "sums loss zero_shot selection -1.2500 [-1.5000, -1.0000] 10 1" in lines
+    assert "sums loss random – -0.1000 [-0.3000, 0.1000] 10 3" in lines, "an interval with 0 tells nothing"
+    assert "selection less" not in call("show", "1").out
+    shown = json.loads(call("show", "--json").out)["comparisons"]
+    assert [(row["baseline"], row["n_seeds"]) for row in shown] == [("random", 3), ("zero_shot", 1)]
+
+
+@pytest.mark.parametrize(
+    ("ends", "higher", "better"),
+    [
+        ((0.2, 0.1, 0.3), True, "selection"), ((0.2, 0.1, 0.3), False, "full"),
+        ((-0.2, -0.3, -0.1), True, "full"), ((0.2, 0.1, 0.3), None, None),
+        ((0.2, -0.1, 0.3), True, None), ((0.2, None, None), True, None),
+    ],
+)  # fmt: skip
+def test_the_better_side_follows_sign_and_direction(ends, higher, better, capsys):
+    import polars as pl
+
+    from flows.commands.selection_tables import print_comparisons
+
+    row = dict(zip(("difference", "low", "high"), ends, strict=True)) | {"higher_is_better": higher}
+    named = {"task": "t", "metric": "m", "baseline": "full", "n": 5, "n_seeds": 1}
+    print_comparisons(pl.DataFrame([named | row], strict=False))
+    cells = capsys.readouterr().out.splitlines()[-1].split()
+    assert cells[3] == (better or "–")
+
+
 def test_show_tells_what_an_early_stop_left_of_the_budget(call, catalog):
     facts = dict(line.split("  ", 1) for line in call("show", "2").out.splitlines()[:12])
     assert (facts["budget"].strip(), facts["unspent"].strip()) == ("6", "2")

@@ -15,7 +15,7 @@ from typing import Any
 from clusterucb_core.artifacts import find_artifact, new_artifact, read_manifest
 from clusterucb_core.errors import InvalidPool
 from clusterucb_core.frozen import Frozen
-from clusterucb_core.pacing import Pace, advance
+from clusterucb_core.pacing import Pace, advance, finish
 from clusterucb_core.pool.conversations import content_id, count_chars, messages_json
 from clusterucb_core.pool.formats import ReadRow, read_file
 from clusterucb_core.pool.quarantine import Reason
@@ -189,6 +189,7 @@ def _write_pool(
                 kept = [copy for sample in left if (copy := _admitted(sample, seen, settings.dedupe))]
                 _write_row(row, file, tables=tables, kept=kept)
                 _count_row(row, file, tally=tally, kept=kept, repeats=len(left) - len(kept))
+    finish(tally.pace)
     if not tally.ids:
         raise InvalidPool(_no_samples(tally))
     return _counts(tally)

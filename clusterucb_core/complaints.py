@@ -1,12 +1,13 @@
-"""What pydantic refuses, in words: where it is, what is wrong, the value seen, and what may have been meant."""
+"""What pydantic refuses, in words: where it is, what is wrong, the value seen, what may have been meant."""
 
-import difflib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+from clusterucb_core.near_names import did_you_mean, known_names
 
 MOST_CHARS = 80
 
@@ -26,12 +27,6 @@ def complaints(kind: type[BaseModel], error: ValidationError) -> list[str]:
         shown = place if item["type"] in ("extra_forbidden", "missing") else _known_place(kind, place)
         by_place.setdefault(shown, []).append(dict(item))
     return [_complaint(kind, place, items) for place, items in by_place.items()]
-
-
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return ``did you mean X?`` where one of the known names is near, else an empty text."""
-    near = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
-    return f"did you mean {near[0]}?" if near else ""
 
 
 def model_in(annotation: object) -> type[BaseModel] | None:
@@ -89,9 +84,7 @@ def _near_keys(kind: type[BaseModel], place: Place) -> str:
     model = _model_at(kind, place[:-1])
     if model is None:
         return "remove it"
-    known = list(model.model_fields)
-    hint = did_you_mean(place[-1], known)
-    return (f"{hint} " if hint else "") + f"known: {', '.join(known)}"
+    return known_names(place[-1], list(model.model_fields))
 
 
 def _model_at(kind: type[BaseModel], place: Place) -> type[BaseModel] | None:

@@ -1,7 +1,7 @@
 """Progress of long tasks as log lines: done of total, rate and time left, at most one every few seconds.
 
-Whoever wants to show it otherwise listens to `BEGUN_AND_OVER`, which names each task when it begins and when it
-is over, and looks at it in between.
+Whoever wants to show it otherwise listens to `BEGUN_AND_OVER`, which names each task when it begins and when
+it is over, and looks at it in between.
 """
 
 import logging
@@ -61,9 +61,7 @@ def advance(pace: Pace, count: int = 1, detail: str = "") -> None:
         return
     pace.reported_at = now
     counted = pace_text(pace.done, pace.total, unit=pace.unit, seconds=now - pace.began_at)
-    pace.log.info(
-        "%s: %s%s", pace.what, counted, f"; {detail}" if detail else "", extra={IN_RECORD: pace}
-    )
+    pace.log.info("%s: %s%s", pace.what, counted, f"; {detail}" if detail else "", extra={IN_RECORD: pace})
 
 
 def finish(pace: Pace) -> None:

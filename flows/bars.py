@@ -94,8 +94,6 @@ def bars(console: Console | None = None) -> Generator[None]:
 
 
 def _row(pace: Pace) -> tuple[Text, ProgressBar, Text]:
-    bar = ProgressBar(
-        total=pace.total, completed=pace.done, width=BAR_COLUMNS, pulse=pace.total is None
-    )
+    bar = ProgressBar(total=pace.total, completed=pace.done, width=BAR_COLUMNS, pulse=pace.total is None)
     seconds = time.monotonic() - pace.began_at
     return Text(pace.what), bar, Text(pace_text(pace.done, pace.total, unit=pace.unit, seconds=seconds))

@@ -5,8 +5,19 @@ from typing import Annotated
 
 import typer
 
+from clusterucb_core.near_names import did_you_mean
+from flows.commands.completion import configuration_files, runners
+
+LATEST = "latest"
+
 ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="Configuration file (YAML).", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="Configuration file (YAML).",
+        show_default=False,
+        autocompletion=configuration_files,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -16,7 +27,12 @@ Overrides = Annotated[
 ]
 RunnerName = Annotated[
     str | None,
-    typer.Option("--runner", help="What runs the shard tasks: threads, processes, ray.", show_default=False),
+    typer.Option(
+        "--runner",
+        help="What runs the shard tasks: threads, processes, ray.",
+        show_default=False,
+        autocompletion=runners,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
 
@@ -27,10 +43,9 @@ def version_number(text: str) -> int | None:
     Raises:
         typer.BadParameter: the text is neither a number nor `latest`.
     """
-    if text == "latest":
+    if text == LATEST:
         return None
     if not (text.isascii() and text.isdigit()):
-        raise typer.BadParameter(
-            f"VERSION is {text!r}; give a number that `clusterucb list` shows, or latest"
-        )
+        advice = did_you_mean(text, [LATEST]) or "give a number that `clusterucb list` shows, or latest"
+        raise typer.BadParameter(f"VERSION is {text!r}; {advice}")
     return int(text)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands.arguments import AsJson, version_number
+from flows.commands.completion import export_formats, version_numbers
 from flows.commands.selection_tables import (
     print_cost,
     print_evaluations,
@@ -26,8 +27,16 @@ if TYPE_CHECKING:
 TOP_SAMPLES = 10
 ROWS_OF_A_CHANGE = 20
 
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="A number, or latest.", show_default=False)]
-Format = Annotated[str, typer.Option("--format", help="jsonl, parquet, alpaca or sharegpt.")]
+Version = Annotated[
+    str,
+    typer.Argument(
+        metavar="VERSION", help="A number, or latest.", show_default=False, autocompletion=version_numbers
+    ),
+]
+Format = Annotated[
+    str,
+    typer.Option("--format", help="jsonl, parquet, alpaca or sharegpt.", autocompletion=export_formats),
+]
 OutFile = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)]
 
 
@@ -49,7 +58,10 @@ def list_versions(as_json: AsJson = False) -> None:
 
 def show(
     version: Annotated[
-        str, typer.Argument(metavar="[VERSION]", help="A number; the latest without one.")
+        str,
+        typer.Argument(
+            metavar="VERSION", help="A number; the latest without one.", autocompletion=version_numbers
+        ),
     ] = "latest",
     as_json: AsJson = False,
 ) -> None:

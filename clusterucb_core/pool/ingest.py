@@ -178,7 +178,8 @@ def _write_pool(
         table_writer(folder / QUARANTINE_FILE, QUARANTINE_SCHEMA) as quarantine,
     ):
         tables = _Tables(samples, quarantine)
-        for file in files:
+        for number, file in enumerate(files, start=1):
+            tally.pace.what = f"reading the pool, file {number} of {len(files)}"
             tally.events.setdefault(file.name, Counter())
             tally.reasons.setdefault(file.name, Counter())
             for row in read_file(

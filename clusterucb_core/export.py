@@ -20,7 +20,7 @@ import polars as pl
 from clusterucb_core.artifacts import file_digest
 from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.frozen import Frozen
-from clusterucb_core.near_names import known_names
+from clusterucb_core.near_names import did_you_mean
 from clusterucb_core.store import (
     ExportRecord,
     open_catalog,
@@ -73,8 +73,9 @@ def export_selection(
         UnknownVersion: the catalog holds no such version.
     """
     if format not in get_args(ExportFormat):
-        known = known_names(format, get_args(ExportFormat))
-        raise InvalidConfig(f"export format {format!r} is unknown; {known}")
+        known = get_args(ExportFormat)
+        advice = " ".join(filter(None, [did_you_mean(format, known), f"known formats: {', '.join(known)}"]))
+        raise InvalidConfig(f"export format {format!r} is unknown; {advice}")
     if out.is_dir():
         raise InvalidConfig(f"{out} is a folder; name the file to write")
     found = _exported(catalog, version)

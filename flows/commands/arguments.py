@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from clusterucb_core.near_names import did_you_mean
-from flows.commands.completion import configuration_files, runners
+from flows.commands.completion import configuration_files
 
 LATEST = "latest"
 
@@ -27,12 +27,7 @@ Overrides = Annotated[
 ]
 RunnerName = Annotated[
     str | None,
-    typer.Option(
-        "--runner",
-        help="What runs the shard tasks: threads, processes, ray.",
-        show_default=False,
-        autocompletion=runners,
-    ),
+    typer.Option("--runner", help="What runs the shard tasks: threads, processes, ray.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
 

@@ -12,8 +12,6 @@ MOST_VERSIONS = 20
 # What the packages that define these names take to import is longer than a key press should.
 EXPORT_FORMATS = ("jsonl", "parquet", "alpaca", "sharegpt")
 MODES = ("dynamic", "static")
-POLICIES = ("ucb_beta", "ucb1", "threshold_hard", "threshold_normal", "uniform", "linucb", "random", "full")
-RUNNERS = ("threads", "processes", "ray")
 
 
 def version_numbers(incomplete: str) -> list[tuple[str, str]]:
@@ -55,13 +53,3 @@ def export_formats() -> list[str]:
 def modes() -> list[str]:
     """Return the modes of a run."""
     return list(MODES)
-
-
-def policies() -> list[str]:
-    """Return the policies of a selection."""
-    return list(POLICIES)
-
-
-def runners() -> list[str]:
-    """Return what can run shard tasks."""
-    return list(RUNNERS)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.arguments import AsJson, Overrides
-from flows.commands.completion import configuration_files, modes, policies
+from flows.commands.completion import configuration_files, modes
 from flows.commands.failures import Refused, before_start
 from flows.commands.questions import Answers, ask, can_ask, complete, require_needed
 from flows.commands.running import configure, estimated
@@ -62,9 +62,7 @@ Mode = Annotated[
 ]
 Policy = Annotated[
     str | None,
-    typer.Option(
-        "--policy", metavar="POLICY", help="How samples are drawn, such as linucb.", autocompletion=policies
-    ),
+    typer.Option("--policy", metavar="POLICY", help="How samples are drawn, such as linucb."),
 ]
 BudgetFraction = Annotated[
     float | None,

@@ -32,7 +32,10 @@ def maintenance(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove artifacts that no kept run needs, and save the catalog."""
+    """Remove unneeded artifacts, and save the catalog.
+
+    An artifact stays while one of the newest runs needs it.
+    """
     configure()
     with only_messages():
         from flows.maintenance import maintenance as run_maintenance

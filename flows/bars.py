@@ -14,6 +14,8 @@ from rich.text import Text
 from clusterucb_core.pacing import BEGUN_AND_OVER, Pace, pace_of, pace_text
 
 BAR_COLUMNS = 24
+LEAST_BAR_COLUMNS = 6
+GAP = 2
 REFRESHES_PER_S = 5
 
 
@@ -68,11 +70,17 @@ class Bars(logging.Handler):
         paces = list(self._paces.values())
         if not paces:
             return ""
-        table = Table.grid(padding=(0, 2, 0, 0))
-        for _ in range(3):
-            table.add_column(no_wrap=True, overflow="ellipsis")
-        for pace in paces:
-            table.add_row(*_row(pace))
+        named = [(pace.what, _state(pace), pace) for pace in paces]
+        # what is left to wait for matters most, the bar least
+        room = self._console.width - max(len(state) for _, state, _ in named) - 2 * GAP
+        bar_width = min(BAR_COLUMNS, room - max(len(what) for what, _, _ in named))
+        with_bar = bar_width >= LEAST_BAR_COLUMNS
+        table = Table.grid(padding=(0, GAP, 0, 0))
+        table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(1, room))
+        for _ in range(2):
+            table.add_column(no_wrap=True)
+        for what, state, pace in named:
+            table.add_row(Text(what), _bar(pace, bar_width) if with_bar else "", Text(state))
         return table
 
 
@@ -93,7 +101,10 @@ def bars(console: Console | None = None) -> Generator[None]:
         shown.close()
 
 
-def _row(pace: Pace) -> tuple[Text, ProgressBar, Text]:
-    bar = ProgressBar(total=pace.total, completed=pace.done, width=BAR_COLUMNS, pulse=pace.total is None)
+def _state(pace: Pace) -> str:
     seconds = time.monotonic() - pace.began_at
-    return Text(pace.what), bar, Text(pace_text(pace.done, pace.total, unit=pace.unit, seconds=seconds))
+    return pace_text(pace.done, pace.total, unit=pace.unit, seconds=seconds)
+
+
+def _bar(pace: Pace, width: int) -> ProgressBar:
+    return ProgressBar(total=pace.total, completed=pace.done, width=width, pulse=pace.total is None)

@@ -39,8 +39,9 @@ def maintenance(
     configure()
     with only_messages():
         from flows.maintenance import maintenance as run_maintenance
+        from flows.run_log import failures_told_by_caller
 
-        with during_run():
+        with during_run(), failures_told_by_caller():
             done = run_maintenance(
                 keep_runs=keep_runs,
                 keep_backups=keep_backups,

@@ -135,6 +135,23 @@ def test_tasks_under_way_are_rows_of_one_display_with_what_is_left(terminal):
     assert any("k-means" in text and "0 rows, 0/s" in text for text in seen)
 
 
+@pytest.mark.parametrize("width", [60, 72, 80, 100])
+def test_on_a_narrow_terminal_the_bar_gives_way_to_what_is_left(width):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    shown = Bars(console)
+    pace = Pace(LOG, "tokenising the pool", "samples", 2002)
+    pace.began_at -= 10
+    advance(pace, 1001)
+    shown._paces[1] = pace
+    console.print(shown._rows())
+    (line,) = console.file.getvalue().splitlines()
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip()
+    assert plain.startswith("tokenising the p")
+    assert ("━" in plain) == (width > 70)
+    assert plain.endswith("1,001 of 2,002 samples, 100/s, 10 s left")
+    assert len(plain) <= width
+
+
 def test_what_others_write_to_stderr_goes_above_the_bars(terminal):
     written = terminal()
     with bars():

@@ -76,11 +76,11 @@ class Bars(logging.Handler):
         bar_width = min(BAR_COLUMNS, room - max(len(what) for what, _, _ in named))
         with_bar = bar_width >= LEAST_BAR_COLUMNS
         table = Table.grid(padding=(0, GAP, 0, 0))
-        table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(1, room))
-        for _ in range(2):
-            table.add_column(no_wrap=True)
+        table.add_column(
+            no_wrap=True, overflow="ellipsis", max_width=max(1, room if with_bar else room + GAP)
+        )
         for what, state, pace in named:
-            table.add_row(Text(what), _bar(pace, bar_width) if with_bar else "", Text(state))
+            table.add_row(Text(what), *([_bar(pace, bar_width)] if with_bar else []), Text(state))
         return table
 
 

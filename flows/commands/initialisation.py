@@ -15,7 +15,7 @@ import typer
 from flows.commands.arguments import AsJson, Overrides
 from flows.commands.completion import configuration_files, modes
 from flows.commands.failures import Refused, before_start
-from flows.commands.questions import Answers, ask, can_ask, complete, require_needed
+from flows.commands.questions import Answers, as_flags, ask, can_ask, complete, require_needed
 from flows.commands.running import configure, estimated
 from flows.rendering import count, counted, only_messages, print_json, print_table, say, tell
 
@@ -117,8 +117,13 @@ def init(
     configure()
     with only_messages():
         answers = _answers(given, yes=yes)
-        with before_start():
-            text, config, estimate = _checked_text(answers, out, overrides or [])
+        try:
+            with before_start():
+                text, config, estimate = _checked_text(answers, out, overrides or [])
+        except Refused:
+            if answers != given:  # what was typed need not be typed again
+                tell(f"as flags: {shlex.join(['clusterucb', 'init', str(out), *as_flags(answers)])}")
+            raise
         out.write_text(text, encoding="utf-8")
     result = _summary(out, config, estimate)
     if as_json:

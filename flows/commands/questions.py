@@ -55,7 +55,7 @@ def ask(given: Answers, found: "Proposals") -> Answers:
     validation = given.validation or _asked("File of the target's validation rows", found.validation, _rows)
     test = given.test
     if test is None:
-        proposed = validation if _has_rows(validation, "test") else found.test or ""
+        proposed = _proposed_test(validation, found)
         test = _asked("File of the target's test rows, - for none", proposed or "-", _test_rows)
     name = given.target_name or _asked("Name of the target", target_name(Path(validation)), str)
     return replace(
@@ -76,9 +76,7 @@ def ask(given: Answers, found: "Proposals") -> Answers:
 def complete(given: Answers, found: "Proposals") -> Answers:
     """Return the answers with what was found in the working folder for what is needed and not given."""
     validation = given.validation or found.validation
-    test = given.test or found.test
-    if test is None and validation is not None and _has_rows(validation, "test"):
-        test = validation
+    test = given.test or (validation and _proposed_test(validation, found))
     return replace(
         given,
         pool=given.pool or found.pool,
@@ -86,6 +84,15 @@ def complete(given: Answers, found: "Proposals") -> Answers:
         test=test,
         model=given.model or found.model,
     )
+
+
+def as_flags(answers: Answers) -> list[str]:
+    """Return the flags that give the same answers."""
+    words = [word for pattern in answers.pool for word in ("--pool", pattern)]
+    for name, value in vars(answers).items():
+        if name != "pool" and value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
 
 
 def require_needed(answers: Answers, *, advice: str) -> None:
@@ -140,6 +147,10 @@ def _rows(text: str, split: "Split" = "validation") -> str:
     found = read_rows(Path(text), split, subtask_key="subtask", default_subtask="target")
     tell(f"  {text}: {counted(len(found), f'{split} row')}")
     return text
+
+
+def _proposed_test(validation: str, found: "Proposals") -> str | None:
+    return validation if _has_rows(validation, "test") else found.test
 
 
 def _test_rows(text: str) -> str:

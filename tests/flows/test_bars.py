@@ -146,7 +146,7 @@ def test_on_a_narrow_terminal_the_bar_gives_way_to_what_is_left(width):
     console.print(shown._rows())
     (line,) = console.file.getvalue().splitlines()
     plain = re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip()
-    assert plain.startswith("tokenising the p")
+    assert plain.startswith("tokenising the po")
     assert ("━" in plain) == (width > 70)
     assert plain.endswith("1,001 of 2,002 samples, 100/s, 10 s left")
     assert len(plain) <= width

@@ -3,18 +3,17 @@
 Reads the configuration file and the files that it names for relative paths.
 """
 
-import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
+from typing import Any, Literal, TypeGuard, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from clusterucb_core.artifacts import fingerprint
 from clusterucb_core.clustering import ClusterSettings
+from clusterucb_core.complaints import complaints
 from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.evaluation import EvaluateSettings
 from clusterucb_core.execution import ExecutionSettings
@@ -97,14 +96,55 @@ def load_config(
     Raises:
         InvalidConfig: the file is absent, no YAML mapping, or has an unknown key or a value out of range.
     """
-    tree = _read_tree(path)
+    return config_of(_read_tree(path), path, overrides, variables=variables)
+
+
+def config_of(
+    tree: dict[str, Any],
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    variables: Mapping[str, str] | None = None,
+) -> tuple[RunConfig, ExecutionSettings]:
+    """Return the configuration that a file of this content would be, as `load_config` does; `tree` changes.
+
+    A section of which nothing is set, which YAML reads as null, has its defaults.
+
+    Raises:
+        InvalidConfig: an unknown key or a value out of range.
+    """
     for override in overrides:
-        _override(tree, override)
+        set_value(tree, override)
     execution = tree.pop("execution", None) or {}
+    _drop_empty_sections(tree, RunConfig)
     _absolute_paths(tree, path.resolve().parent, variables or {})
     return validated(RunConfig, tree, where=str(path)), validated(
         ExecutionSettings, execution, where=f"{path}: execution"
     )
+
+
+def set_value(tree: dict[str, Any], override: str) -> None:
+    """Put the value of a text `key.path=value`, read as YAML, in its place in a configuration.
+
+    Raises:
+        InvalidConfig: the text is not of that form, or leads through something that is no section.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InvalidConfig(f"--set {override!r} is not of the form key.path=value")
+    *parents, leaf = key.split(".")
+    node: dict[str, Any] = tree
+    for name in parents:
+        child = node.get(name)
+        if child is None:  # absent, or a section of which nothing is set
+            child = node[name] = dict[str, Any]()
+        if not isinstance(child, dict):
+            raise InvalidConfig(f"--set {override!r}: {name} is {child!r}, not a section")
+        node = cast("dict[str, Any]", child)
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidConfig(f"--set {override!r}: the value is no valid YAML: {error}") from error
 
 
 def validated(kind: type[Model], tree: object, *, where: str) -> Model:
@@ -116,8 +156,7 @@ def validated(kind: type[Model], tree: object, *, where: str) -> Model:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        lines = [_complaint(kind, dict(item)) for item in error.errors()]
-        raise InvalidConfig(f"{where}: " + "; ".join(lines)) from error
+        raise InvalidConfig(f"{where}: " + "; ".join(complaints(kind, error))) from error
 
 
 def config_digest(config: RunConfig) -> str:
@@ -145,21 +184,16 @@ def _read_tree(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", tree)
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise InvalidConfig(f"--set {override!r} is not of the form key.path=value")
-    *parents, leaf = key.split(".")
-    node: dict[str, Any] = tree
-    for name in parents:
-        child = node.setdefault(name, {})
-        if not isinstance(child, dict):
-            raise InvalidConfig(f"--set {override!r}: {name} is {child!r}, not a section")
-        node = cast("dict[str, Any]", child)
-    try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidConfig(f"--set {override!r}: the value is no valid YAML: {error}") from error
+def _drop_empty_sections(tree: dict[str, Any], kind: type[BaseModel]) -> None:
+    for name, field in kind.model_fields.items():
+        section = field.annotation
+        if not isinstance(section, type) or not issubclass(section, BaseModel):
+            continue
+        value = tree.get(name)
+        if isinstance(value, dict):
+            _drop_empty_sections(cast("dict[str, Any]", value), section)
+        elif name in tree and value is None and not field.is_required():
+            del tree[name]
 
 
 def _absolute_paths(tree: dict[str, Any], folder: Path, variables: Mapping[str, str]) -> None:
@@ -209,33 +243,3 @@ def _expanded(text: str, variables: Mapping[str, str], *, place: str) -> str:
         raise InvalidConfig(f"{place}: {text} names a variable that is not set; export {name}") from error
     except ValueError as error:
         raise InvalidConfig(f"{place}: {text} has a $ that names no variable; write $$ for one") from error
-
-
-def _complaint(kind: type[BaseModel], item: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"unknown key {place}; {_near_keys(kind, item['loc'])}"
-    if item["type"] == "missing":
-        return f"{place} is missing"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    seen = json.dumps(item.get("input"), default=str)
-    return f"{place or 'configuration'}: {message}" + (f" (value seen: {seen[:80]})" if place else "")
-
-
-def _near_keys(kind: type[BaseModel], place: tuple[object, ...]) -> str:
-    model: type[BaseModel] | None = kind
-    for part in place[:-1]:
-        if isinstance(part, str) and model is not None:  # a number is a place in a list of the same model
-            model = _model_in(model.model_fields[part].annotation) if part in model.model_fields else None
-    if model is None:
-        return "remove it"
-    known = list(model.model_fields)
-    near = difflib.get_close_matches(str(place[-1]), known, n=1)
-    return (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(known)}"
-
-
-def _model_in(annotation: object) -> type[BaseModel] | None:
-    """Return the model that an annotation such as `X | None` or `tuple[X, ...]` holds."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)

@@ -1,4 +1,8 @@
-"""Progress of long tasks as log lines: done of total, rate and time left, at most one every few seconds."""
+"""Progress of long tasks as log lines: done of total, rate and time left, at most one every few seconds.
+
+Whoever wants to show it otherwise listens to `BEGUN_AND_OVER`, which names each task when it begins and when
+it is over, and looks at it in between.
+"""
 
 import logging
 import time
@@ -7,6 +11,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 REPORT_EVERY_S = 5.0
+IN_RECORD = "pace"
+# Quiet unless somebody listens: its records, at the level DEBUG, hold the task as `pace`.
+BEGUN_AND_OVER = logging.getLogger(f"{__name__}.tasks")
 Item = TypeVar("Item")
 
 
@@ -22,6 +29,7 @@ class Pace:
         done: how many are done; it grows.
         began_at: when the task began, on the monotonic clock.
         reported_at: when its last line was written; none was, before it has lasted long enough for one.
+        is_over: whether it has come to its end.
     """
 
     log: logging.Logger
@@ -31,6 +39,10 @@ class Pace:
     done: int = 0
     began_at: float = field(default_factory=time.monotonic)
     reported_at: float = field(default_factory=time.monotonic)
+    is_over: bool = False
+
+    def __post_init__(self) -> None:
+        _name(self)
 
 
 def advance(pace: Pace, count: int = 1, detail: str = "") -> None:
@@ -42,12 +54,21 @@ def advance(pace: Pace, count: int = 1, detail: str = "") -> None:
         detail: what else there is to tell.
     """
     pace.done += count
+    if pace.done == pace.total:
+        finish(pace)
     now = time.monotonic()
     if now - pace.reported_at < REPORT_EVERY_S:
         return
     pace.reported_at = now
     counted = pace_text(pace.done, pace.total, unit=pace.unit, seconds=now - pace.began_at)
-    pace.log.info("%s: %s%s", pace.what, counted, f"; {detail}" if detail else "")
+    pace.log.info("%s: %s%s", pace.what, counted, f"; {detail}" if detail else "", extra={IN_RECORD: pace})
+
+
+def finish(pace: Pace) -> None:
+    """Say that a task is over; needed where it may end before it has counted its total, or has none."""
+    if not pace.is_over:
+        pace.is_over = True
+        _name(pace)
 
 
 def paced(items: Iterable[Item], pace: Pace) -> Iterator[Item]:
@@ -55,6 +76,11 @@ def paced(items: Iterable[Item], pace: Pace) -> Iterator[Item]:
     for item in items:
         yield item
         advance(pace)
+
+
+def pace_of(record: logging.LogRecord) -> Pace | None:
+    """Return the task whose progress a log record tells of; None where it tells something else."""
+    return record.__dict__.get(IN_RECORD)
 
 
 def pace_text(done: int, total: int | None, *, unit: str, seconds: float) -> str:
@@ -81,3 +107,7 @@ def duration_text(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _name(pace: Pace) -> None:
+    BEGUN_AND_OVER.debug("%s", pace.what, extra={IN_RECORD: pace})

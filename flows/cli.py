@@ -1,12 +1,12 @@
 """The command line `clusterucb`: its commands, and what becomes of their errors."""
 
 import atexit
-import contextlib
 import importlib.metadata
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from typing import Annotated
 
 import typer
@@ -18,6 +18,8 @@ from flows.commands.demonstration import demo
 from flows.commands.doctor import doctor
 from flows.commands.exporting import export
 from flows.commands.failures import BAD_USAGE, FAILED, INTERRUPTED, exit_code, explain
+from flows.commands.grouping import GroupedCommands
+from flows.commands.initialisation import init
 from flows.commands.maintenance import maintenance
 from flows.commands.reporting import report
 from flows.commands.reselection import reselect
@@ -25,6 +27,27 @@ from flows.rendering import log_to_stderr, tell
 
 # These may stand anywhere on the line.
 GLOBAL_FLAGS = ("--debug", "--verbose")
+# Set by the shell's completion script.
+COMPLETION_VARIABLE = "_CLUSTERUCB_COMPLETE"
+LOOK = "Look at selections, and hand them on"
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Begin": {"demo": demo, "init": init, "doctor": doctor},
+    "Select": {
+        "check": running.check,
+        "ingest": running.ingest,
+        "run": running.run,
+        "reselect": reselect,
+        "compare": compare,
+    },
+    LOOK: {
+        "list": versions.list_versions,
+        "show": versions.show,
+        "diff": versions.diff,
+        "report": report,
+        "export": export,
+    },
+    "Keep house": {"withdraw": withdrawal.withdraw, "maintenance": maintenance},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags, ordered = _split_flags(sys.argv[1:] if arguments is None else arguments)
     if arguments is None and "--debug" not in flags:
         atexit.register(_end_quietly)  # registered first, so that it runs last
-    with log_to_stderr(verbose="--verbose" in flags):
+    # a shell that asks for completions shows no log
+    log = nullcontext() if COMPLETION_VARIABLE in os.environ else log_to_stderr(verbose="--verbose" in flags)
+    with log:
         try:
             returned = get_command(command_line()).main(
                 [*flags, *ordered], prog_name="clusterucb", standalone_mode=False
@@ -46,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # whoever read the result has left; Python's own flush at its end must not fail either
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FAILED
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, typer.Abort):
             returned = INTERRUPTED
         except Exception as error:  # noqa: BLE001 - the last border: every error becomes a line and an exit code
             if "--debug" in flags:
@@ -59,23 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def command_line() -> typer.Typer:
-    """Return the commands as one typer application."""
-    app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+    """Return the commands as one typer application, in the order in which its help lists them."""
+    app = typer.Typer(
+        cls=GroupedCommands, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
     app.callback(invoke_without_command=True)(_top)
-    app.command()(demo)
-    app.command()(running.check)
-    app.command()(running.run)
-    app.command()(running.ingest)
-    app.command()(reselect)
-    app.command()(compare)
-    app.command(name="list")(versions.list_versions)
-    app.command()(versions.show)
-    app.command()(versions.diff)
-    app.command()(export)
-    app.command()(report)
-    app.command()(maintenance)
-    app.command()(withdrawal.withdraw)
-    app.command()(doctor)
+    for group, commands in COMMANDS.items():
+        for name, command in commands.items():
+            app.command(name, rich_help_panel=group)(command)
     return app
 
 
@@ -98,7 +114,7 @@ def _top(
 
 def _end_quietly() -> None:
     """Close stderr to what DuckDB's binding reports after a run: what threads held to the very end."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 

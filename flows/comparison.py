@@ -19,6 +19,7 @@ from flows.evaluation import evaluate_subject
 from flows.home import configure_tracking, state_folder
 from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_settings
+from flows.run_log import failures_told_by_caller
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select, select_by
 from flows.turns import turn
@@ -34,7 +35,10 @@ def run_comparison(config: RunConfig, execution: ExecutionSettings) -> Compariso
     A comparison whose inputs and settings were seen before returns its result without starting a flow.
     """
     known = finished_comparison(plan_comparison(config, execution, home=state_folder()))
-    return known if known is not None else clusterucb_compare(config, execution)
+    if known is not None:
+        return known
+    with failures_told_by_caller():
+        return clusterucb_compare(config, execution)
 
 
 @flow(name="clusterucb-compare", persist_result=False)

@@ -25,6 +25,7 @@ from flows.home import configure_tracking, state_folder
 from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_subjects
 from flows.publication import publish, report, trail_to_follow
+from flows.run_log import failures_told_by_caller
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select
 from flows.turns import turn
@@ -41,7 +42,10 @@ def run_pipeline(config: RunConfig, execution: ExecutionSettings) -> RunResult:
     A run whose inputs and settings were seen before returns its result without starting a flow.
     """
     known = finished_result(plan_run(config, execution, home=state_folder()))
-    return known if known is not None else clusterucb(config, execution)
+    if known is not None:
+        return known
+    with failures_told_by_caller():
+        return clusterucb(config, execution)
 
 
 @flow(name="clusterucb", persist_result=False)

@@ -9,14 +9,12 @@ import math
 import os
 import sys
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from typing import IO, Any, cast
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from clusterucb_core.pacing import pace_of
 from flows.home import OWN_LOGGERS
 
 ABSENT = "–"
@@ -40,6 +38,10 @@ def print_table(
         gap: leave a line empty above the table.
         left: how many of the first columns are flush left; the others hold numbers.
     """
+    from rich.console import Console  # what takes long to import, and many calls print no table
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(
         box=None, show_header=any(headers), pad_edge=False, padding=(0, 2, 0, 0), header_style="bold"
     )
@@ -114,7 +116,7 @@ def size(n_bytes: float) -> str:
 def only_messages() -> Generator[None]:
     """Send to stderr what libraries and child processes write to stdout within the block."""
     sys.stdout.flush()
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(cast("IO[str]", _AsStderr())):
         kept = os.dup(1)
         os.dup2(2, 1)
         try:
@@ -126,11 +128,33 @@ def only_messages() -> Generator[None]:
 
 @contextmanager
 def log_to_stderr(*, verbose: bool) -> Generator[None]:
-    """Show the log on stderr within the block: progress on a terminal or if asked, else warnings."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Show the log on stderr within the block: progress on a terminal or if asked, else warnings.
+
+    On a terminal that can show them, bars stand for the log lines that tell how far a task has come.
+    """
+    at_terminal = sys.stderr.isatty()
+    handler = _StderrLines()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     # the level is the handler's own: a run's log is kept whole whatever is shown
-    handler.setLevel(logging.INFO if verbose or sys.stderr.isatty() else logging.WARNING)
+    handler.setLevel(logging.INFO if verbose or at_terminal else logging.WARNING)
+    shown: AbstractContextManager[None] = nullcontext()
+    if at_terminal and _has_a_cursor():
+        from flows.bars import bars
+
+        shown = bars()
+        handler.addFilter(lambda record: pace_of(record) is None)
+    with _heard_by(handler), shown:
+        yield
+
+
+def _has_a_cursor() -> bool:
+    """Tell whether the terminal can show bars."""
+    return os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
+
+
+@contextmanager
+def _heard_by(handler: logging.Handler) -> Generator[None]:
+    """Give a handler alone everything from INFO on that our own loggers say."""
     loggers = [logging.getLogger(name) for name in OWN_LOGGERS]
     before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
@@ -144,6 +168,22 @@ def log_to_stderr(*, verbose: bool) -> Generator[None]:
             logger.removeHandler(handler)
             logger.setLevel(old_level)
             logger.propagate = old_propagate
+
+
+class _StderrLines(logging.StreamHandler[Any]):
+    """Writes to what stderr is at the moment: while bars are shown, to above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+class _AsStderr:
+    """Stands for what stderr is at the moment it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 def _harmless(text: str) -> str:

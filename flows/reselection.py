@@ -34,6 +34,7 @@ from flows.pipeline import run_stages
 from flows.preparation import Inputs, prepare
 from flows.progress import show_differences
 from flows.publication import publish, report, trail_to_follow
+from flows.run_log import failures_told_by_caller
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.turns import turn
 from flows.watching import Watch, figures_of, note_versions, watched
@@ -51,7 +52,8 @@ def run_reselection(
     trail = followed_trail(plan)
     if not new_warmup and trail.pool_key == stage_key(plan.ingest):
         return unchanged(trail)
-    return reselect(config, execution, new_warmup=new_warmup, train=train)
+    with failures_told_by_caller():
+        return reselect(config, execution, new_warmup=new_warmup, train=train)
 
 
 @flow(name="clusterucb-reselect", persist_result=False)

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.logging.handlers import APILogHandler
+from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 
 from flows.home import OWN_LOGGERS
 
 logger = logging.getLogger(__name__)
 
 LOGS = "logs"
+RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 # A run keeps a file of this size and the one before it; the logs of the oldest runs are deleted.
 MAX_BYTES = 4 * 2**20
 MAX_MESSAGE_CHARS = 4000
@@ -75,6 +76,26 @@ class _JsonLines(logging.Formatter):
             "message": record.getMessage()[:MAX_MESSAGE_CHARS],
         }
         return json.dumps(line | self.facts, ensure_ascii=False)
+
+
+@contextmanager
+def failures_told_by_caller() -> Generator[None]:
+    """Keep Prefect's tracebacks of runs off the terminal within the block: its caller tells what went wrong.
+
+    Prefect's API gets them all the same.
+    """
+    consoles = [found for found in logging.getLogger().handlers if isinstance(found, PrefectConsoleHandler)]
+    for console in consoles:
+        console.addFilter(_is_no_failure)
+    try:
+        yield
+    finally:
+        for console in consoles:
+            console.removeFilter(_is_no_failure)
+
+
+def _is_no_failure(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or not record.name.startswith(RUN_LOGGERS)
 
 
 @contextmanager

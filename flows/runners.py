@@ -11,6 +11,7 @@ from pydantic import Field
 from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.near_names import known_names
 from flows.ray_cluster import Ray, ray_runner, ray_started, ray_task_runner
 
 
@@ -43,10 +44,8 @@ def choose_runner(execution: ExecutionSettings, gpus: int) -> Runner:
         InvalidConfig: no executor has this name, or this one cannot work here.
     """
     if execution.runner not in RUNNER_KINDS:
-        known = ", ".join(RUNNER_KINDS)
-        raise InvalidConfig(
-            f"execution.runner={execution.runner!r} is not available in this version; known: {known}"
-        )
+        known = known_names(execution.runner, list(RUNNER_KINDS))
+        raise InvalidConfig(f"execution.runner={execution.runner!r} is unknown; {known}")
     workers = max(1, gpus) if execution.workers == "auto" else execution.workers
     if execution.runner == "ray":
         return ray_runner(execution, workers)

@@ -25,6 +25,7 @@ from clusterucb_core.export.trainers import (
     dataset_info,
     names_export,
 )
+from clusterucb_core.near_names import did_you_mean
 from clusterucb_core.store import ExportRecord, open_catalog, pool_version, record_export
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,9 @@ def export_selection(
         UnknownVersion: the catalog holds no such version.
     """
     if format not in get_args(ExportFormat):
-        known = ", ".join(get_args(ExportFormat))
-        raise InvalidConfig(f"export format {format!r} is unknown; known formats: {known}")
+        known = get_args(ExportFormat)
+        advice = " ".join(filter(None, [did_you_mean(format, known), f"known formats: {', '.join(known)}"]))
+        raise InvalidConfig(f"export format {format!r} is unknown; {advice}")
     _check_place(out, format)
     chosen = chosen_samples(catalog, version, options)
     export = Export(catalog, out, format, options, chosen, survey(conversations_of(chosen.samples)))

@@ -157,13 +157,10 @@ def read_file(
     Raises:
         InvalidPool: the suffix is unknown, the file cannot be read, or its rows have no known shape.
     """
-    shapes = tuple(shape for shape in SHAPES if format_name in ("auto", shape.name))
-    rows = read_rows(
-        path, columns=_COLUMNS, is_header=lambda names: _fitting(dict.fromkeys(names), shapes) is not None
-    )
+    shapes = _shapes(format_name)
     waiting: list[RawRow] = []
     shape: Shape | None = None
-    for row in rows:
+    for row in _raw_rows(path, shapes):
         if isinstance(row, BadRow):
             yield ReadRow(row.row_number, (), (row,))
             continue
@@ -176,6 +173,39 @@ def read_file(
             break
     if waiting:
         raise InvalidPool(f"{path}: {_unknown_shape(waiting[0].value, shapes)}")
+
+
+def file_shape(path: Path, format_name: FormatName = "auto") -> str | None:
+    """Return the name of the shape that a file's rows are read as; None where it has no row that can be read.
+
+    Only its first rows are read.
+
+    Raises:
+        InvalidPool: the suffix is unknown, the file cannot be read, or its rows have no known shape.
+    """
+    shapes, unknown = _shapes(format_name), list[RawRow]()
+    for row in _raw_rows(path, shapes):
+        if isinstance(row, BadRow):
+            continue
+        shape = _fitting(row.value, shapes)
+        if shape is not None:
+            return shape.name
+        unknown.append(row)
+        if len(unknown) == DETECTION_ROWS:
+            break
+    if unknown:
+        raise InvalidPool(f"{path}: {_unknown_shape(unknown[0].value, shapes)}")
+    return None
+
+
+def _shapes(format_name: FormatName) -> tuple[Shape, ...]:
+    return tuple(shape for shape in SHAPES if format_name in ("auto", shape.name))
+
+
+def _raw_rows(path: Path, shapes: Sequence[Shape]) -> Iterator[RawRow | BadRow]:
+    return read_rows(
+        path, columns=_COLUMNS, is_header=lambda names: _fitting(dict.fromkeys(names), shapes) is not None
+    )
 
 
 def _detected(row: RawRow, shapes: Sequence[Shape], path: Path) -> Shape | None:

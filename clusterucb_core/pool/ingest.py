@@ -15,7 +15,7 @@ from typing import Any
 from clusterucb_core.artifacts import find_artifact, new_artifact, read_manifest
 from clusterucb_core.errors import InvalidPool
 from clusterucb_core.frozen import Frozen
-from clusterucb_core.pacing import Pace, advance
+from clusterucb_core.pacing import Pace, advance, finish
 from clusterucb_core.pool.conversations import content_id, count_chars, messages_json
 from clusterucb_core.pool.formats import ReadRow, read_file
 from clusterucb_core.pool.quarantine import Reason
@@ -178,7 +178,8 @@ def _write_pool(
         table_writer(folder / QUARANTINE_FILE, QUARANTINE_SCHEMA) as quarantine,
     ):
         tables = _Tables(samples, quarantine)
-        for file in files:
+        for number, file in enumerate(files, start=1):
+            tally.pace.what = f"reading the pool, file {number} of {len(files)}"
             tally.events.setdefault(file.name, Counter())
             tally.reasons.setdefault(file.name, Counter())
             for row in read_file(
@@ -189,6 +190,7 @@ def _write_pool(
                 kept = [copy for sample in left if (copy := _admitted(sample, seen, settings.dedupe))]
                 _write_row(row, file, tables=tables, kept=kept)
                 _count_row(row, file, tally=tally, kept=kept, repeats=len(left) - len(kept))
+    finish(tally.pace)
     if not tally.ids:
         raise InvalidPool(_no_samples(tally))
     return _counts(tally)

@@ -17,7 +17,7 @@ from clusterucb_core.errors import BudgetError, InvalidPool
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.influence import NO_COLUMN, Aggregate, Choice, select_top
 from clusterucb_core.lm.devices import leased_device
-from clusterucb_core.pacing import Pace, advance
+from clusterucb_core.pacing import Pace, advance, finish
 from clusterucb_core.records import ArtifactRef, IntArray
 from clusterucb_core.seeds import child_rng
 from clusterucb_core.selection import is_bandit, share_of
@@ -122,7 +122,9 @@ def _draws_on_lease(spec: DrawSpec, workspace: Workspace, execution: ExecutionSe
 def _bandit_draws(spec: DrawSpec, workspace: Workspace, execution: ExecutionSettings) -> Drawn:
     filler = BookFiller(spec.tokens, workspace=workspace, execution=execution, run_id=spec.run_id)
     pace = Pace(logger, f"draws of period {spec.period}", "gradients", None)
-    return draw_from(open_table(spec, workspace), spec, filler, on_round=partial(_log_round, pace))
+    drawn = draw_from(open_table(spec, workspace), spec, filler, on_round=partial(_log_round, pace))
+    finish(pace)  # an early stop leaves some of the budget
+    return drawn
 
 
 def _log_round(pace: Pace, report: RoundReport) -> None:

@@ -11,6 +11,9 @@ from clusterucb_core.errors import UnknownVersion
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.store.statements import frame, rows
 
+# A message about an unknown version lists so many of the newest.
+MOST_LISTED = 12
+
 
 class SelectionSummary(Frozen):
     """A row of the table `selections`; the recall and captured columns are None where nothing was audited.
@@ -197,6 +200,11 @@ def _summaries(found: pl.DataFrame) -> list[SelectionSummary]:
 def _unknown_message(con: duckdb.DuckDBPyConnection, version: int | None) -> str:
     known = rows(con, "SELECT selection_version, target FROM selections ORDER BY selection_version")
     wanted = "no selection yet" if version is None else f"no selection version {version}"
-    listed = ", ".join(f"{number} ({target})" for number, target in known)
-    advice = f"known versions: {listed}" if known else "it is empty: run the pipeline first"
+    listed = [f"{number} ({target})" for number, target in known]
+    if len(listed) > MOST_LISTED:
+        listed = [listed[0], "...", *listed[-MOST_LISTED:]]
+    if known:
+        advice = f"known versions: {', '.join(listed)}; the newest is {known[-1][0]}"
+    else:
+        advice = "it is empty: run the pipeline first"
     return f"the catalog holds {wanted}; {advice}"

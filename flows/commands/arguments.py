@@ -5,8 +5,19 @@ from typing import Annotated
 
 import typer
 
+from clusterucb_core.near_names import did_you_mean
+from flows.commands.completion import configuration_files
+
+LATEST = "latest"
+
 ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="Configuration file (YAML).", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="Configuration file (YAML).",
+        show_default=False,
+        autocompletion=configuration_files,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -27,10 +38,9 @@ def version_number(text: str) -> int | None:
     Raises:
         typer.BadParameter: the text is neither a number nor `latest`.
     """
-    if text == "latest":
+    if text == LATEST:
         return None
     if not (text.isascii() and text.isdigit()):
-        raise typer.BadParameter(
-            f"VERSION is {text!r}; give a number that `clusterucb list` shows, or latest"
-        )
+        advice = did_you_mean(text, [LATEST]) or "give a number that `clusterucb list` shows, or latest"
+        raise typer.BadParameter(f"VERSION is {text!r}; {advice}")
     return int(text)

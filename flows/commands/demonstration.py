@@ -1,12 +1,12 @@
 """`demo`: the whole pipeline on generated data, beside random and full selection."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clusterucb_core.frozen import Frozen
 from flows.commands.arguments import AsJson
 from flows.commands.failures import during_run
 from flows.commands.results import print_next_steps
@@ -27,7 +27,8 @@ Folder = Annotated[
 ]
 
 
-class DemoRow(Frozen):
+@dataclass(frozen=True)
+class DemoRow:
     """One line of the demo's table: a mean over the seeds of random selection, None where unknown."""
 
     name: str
@@ -52,7 +53,7 @@ def demo(folder: Folder = None, as_json: AsJson = False) -> None:
     rows = compare_subjects(result.subjects, TARGET_FAMILY)
     pool_share = _pool_share(result.selection_version, TARGET_FAMILY)
     if as_json:
-        table = [row.model_dump() for row in rows]
+        table = [asdict(row) for row in rows]
         facts = {
             "config": str(files.config),
             "family": TARGET_FAMILY,

@@ -7,10 +7,8 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sqlite3
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -18,7 +16,6 @@ from urllib.parse import urlsplit
 import typer
 
 from clusterucb_core.errors import ClusterUcbError, MissingArtifact
-from clusterucb_core.frozen import Frozen
 from flows.commands.arguments import AsJson
 from flows.commands.failures import FAILED
 from flows.commands.results import without_password
@@ -39,7 +36,8 @@ TOO_LITTLE_BYTES = 200 * 2**20
 Status = Literal["ok", "warning", "unusable"]
 
 
-class Finding(Frozen):
+@dataclass(frozen=True)
+class Finding:
     """One thing that was looked at."""
 
     name: str
@@ -55,7 +53,7 @@ def doctor(as_json: AsJson = False) -> None:
     findings = examine(state_folder())
     usable = all(finding.status != "unusable" for finding in findings)
     if as_json:
-        print_json({"usable": usable, "findings": [finding.model_dump() for finding in findings]})
+        print_json({"usable": usable, "findings": [asdict(finding) for finding in findings]})
     else:
         print_table(["", "status", ""], [[f.name, f.status, f.detail] for f in findings], left=3)
     if not usable:
@@ -175,10 +173,12 @@ def _orchestrator(address: str, home: Path) -> Finding:
     found = _folder("Prefect", home)
     if found.status != "ok":
         return found
-    return found.model_copy(update={"detail": f"a server of its own in each run, {found.detail}"})
+    return replace(found, detail=f"a server of its own in each run, {found.detail}")
 
 
 def _sqlite(name: str, path: Path) -> Finding:
+    import sqlite3
+
     if not path.exists():
         return _folder(name, path.parent)
     try:
@@ -195,6 +195,9 @@ def _sqlite(name: str, path: Path) -> Finding:
 
 
 def _service(name: str, address: str) -> Finding:
+    import urllib.error
+    import urllib.request
+
     shown = without_password(address)
     try:
         with urllib.request.urlopen(address.rstrip("/") + "/health", timeout=TIMEOUT_S):  # noqa: S310 - http only

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from flows.commands.arguments import AsJson, version_number
+from flows.commands.completion import export_formats
 from flows.commands.versions import Version, catalog_file, version_of
 from flows.rendering import print_json, say
 
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 OutPath = Annotated[
     Path, typer.Argument(metavar="OUT", help="The file to write; a folder with datasets.", show_default=False)
 ]
-Format = Annotated[str, typer.Option("--format", help="jsonl, parquet, alpaca, sharegpt or datasets.")]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format", help="jsonl, parquet, alpaca, sharegpt or datasets.", autocompletion=export_formats
+    ),
+]
 Order = Annotated[
     str, typer.Option("--order", help="rank, random (by --seed), or source (by rank within one).")
 ]

@@ -32,12 +32,16 @@ def maintenance(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove artifacts that no kept run needs, and back the catalog up."""
+    """Remove unneeded artifacts, and save the catalog.
+
+    An artifact stays while one of the newest runs needs it.
+    """
     configure()
     with only_messages():
         from flows.maintenance import maintenance as run_maintenance
+        from flows.run_log import failures_told_by_caller
 
-        with during_run():
+        with during_run(), failures_told_by_caller():
             done = run_maintenance(
                 keep_runs=keep_runs,
                 keep_backups=keep_backups,

@@ -30,10 +30,10 @@ def reselect(
     runner: RunnerName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Select again after the pool changed, computing only what is new.
+    """Select again after the pool changed.
 
-    It follows the newest run with the same settings, model and targets. A pool that has not changed makes no
-    version.
+    It follows the newest run with the same settings, model and targets, and computes only what is new. A pool
+    that has not changed makes no version.
     """
     configure()
     with only_messages():

@@ -11,7 +11,9 @@ from flows.home import configure_services, state_folder
 from flows.rendering import count, counted, only_messages, print_json, print_table, say, size
 
 if TYPE_CHECKING:
+    from clusterucb_core.config import RunConfig
     from clusterucb_core.estimate import Estimate
+    from clusterucb_core.execution import ExecutionSettings
     from clusterucb_core.outcome import RunResult
     from clusterucb_core.pool.ingest import IngestCounts
     from clusterucb_core.store import PoolVersion
@@ -101,18 +103,27 @@ def check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     configure()
     with only_messages():
         from clusterucb_core.config import load_config
-        from clusterucb_core.estimate import estimate_run
-        from clusterucb_core.planning import plan_run
-        from flows.runners import choose_runner
 
         with before_start():
-            settings, execution = load_config(config, overrides or [], variables=os.environ)
-            choose_runner(execution, gpus=0)
-            estimate = estimate_run(plan_run(settings, execution, home=state_folder()))
+            estimate = estimated(*load_config(config, overrides or [], variables=os.environ))
     if as_json:
         print_json(estimate.model_dump(mode="json"))
         return
     _print_estimate(estimate)
+
+
+def estimated(config: "RunConfig", execution: "ExecutionSettings") -> "Estimate":
+    """Check a configuration as far as that can be done before a model loads, and return what it takes.
+
+    Raises:
+        ClusterUcbError: it cannot be run.
+    """
+    from clusterucb_core.estimate import estimate_run
+    from clusterucb_core.planning import plan_run
+    from flows.runners import choose_runner
+
+    choose_runner(execution, gpus=0)
+    return estimate_run(plan_run(config, execution, home=state_folder()))
 
 
 def _announce(version: "PoolVersion") -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands.arguments import AsJson, version_number
+from flows.commands.completion import version_numbers
 from flows.commands.selection_tables import (
     print_comparisons,
     print_cost,
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 TOP_SAMPLES = 10
 ROWS_OF_A_CHANGE = 20
 
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="A number, or latest.", show_default=False)]
+Version = Annotated[
+    str,
+    typer.Argument(
+        metavar="VERSION", help="A number, or latest.", show_default=False, autocompletion=version_numbers
+    ),
+]
 
 
 def list_versions(as_json: AsJson = False) -> None:
@@ -48,7 +54,10 @@ def list_versions(as_json: AsJson = False) -> None:
 
 def show(
     version: Annotated[
-        str, typer.Argument(metavar="[VERSION]", help="A number; the latest without one.")
+        str,
+        typer.Argument(
+            metavar="VERSION", help="A number; the latest without one.", autocompletion=version_numbers
+        ),
     ] = "latest",
     as_json: AsJson = False,
 ) -> None:

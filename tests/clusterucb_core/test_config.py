@@ -107,7 +107,14 @@ def test_an_unknown_key_is_named_with_a_near_match(write, changes, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("mode=dynamc", "mode: Input should be 'dynamic' or 'static' (value seen: \"dynamc\")"),
+        (
+            "mode=dynamc",
+            "mode: Input should be 'dynamic' or 'static' (value seen: \"dynamc\"); did you mean dynamic?",
+        ),
+        ("clusters.k=atuo", "or Input should be 'auto' (value seen: \"atuo\"); did you mean auto?"),
+        ("evaluate.baselines=[zeroshot]", '(value seen: "zeroshot"); did you mean zero_shot?'),
+        ("pool.sources=[{path: a, format: alpacca}]", "did you mean alpaca?"),
+        ("execution.when_tracking_is_down=bufer", "did you mean buffer?"),
         ("selection.policy=ucb", "unknown policy 'ucb'; did you mean 'ucb1'? known: ucb_beta, ucb1"),
         ("warmup.fraction=0", "warmup.fraction: Input should be greater than 0 (value seen: 0)"),
         ("features.projection=fold", "features.projection: Input should be 'auto', 'none', 'roll'"),
@@ -227,6 +234,24 @@ def test_overrides_are_read_as_yaml(write, tmp_path):
     assert config.evaluate.tasks == ("target",)
     assert config.all_targets[0].test == str(tmp_path / "t=1.jsonl")
     assert (execution.workers, config.selection.policy, config.pool.max_samples) == (2, "full", None)
+
+
+def test_a_section_of_which_nothing_is_set_has_its_defaults(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "pool: {sources: [{path: a.jsonl}]}\ntarget: {name: a, validation: a.jsonl}\n"
+        "model:\n  base: some/model\n  lora:\nwarmup:\nselection:\nexecution:\n"
+    )
+    config, execution = load_config(tmp_path / "run.yaml")
+    assert config.warmup == RunConfig.model_fields["warmup"].default
+    assert (config.model.lora.r, execution) == (128, ExecutionSettings())
+    overrides = ["selection.beta=2", "model.lora.r=4", "execution.workers=2"]
+    changed, execution = load_config(tmp_path / "run.yaml", overrides)
+    assert (changed.selection.beta, changed.model.lora.r, execution.workers) == (2, 4, 2)
+
+
+def test_a_section_that_must_be_set_is_not_empty(write):
+    with pytest.raises(InvalidConfig, match="model: Input should be a valid dictionary"):
+        load_config(write(model=None))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,16 @@ import logging
 import pytest
 
 from clusterucb_core import pacing
-from clusterucb_core.pacing import Pace, advance, duration_text, pace_text, paced
+from clusterucb_core.pacing import (
+    BEGUN_AND_OVER,
+    Pace,
+    advance,
+    duration_text,
+    finish,
+    pace_of,
+    pace_text,
+    paced,
+)
 
 LOG = logging.getLogger("clusterucb_core.test")
 
@@ -52,3 +61,48 @@ def test_paced_items_are_given_in_order_and_counted_once_they_are_done():
         seen.append((item, pace.done))
     assert seen == [("a", 0), ("b", 1), ("c", 2)]
     assert pace.done == 3
+
+
+@pytest.fixture
+def told():
+    """What a listener is told of tasks: whether each was over."""
+    records = []
+    listener = logging.Handler(logging.DEBUG)
+    listener.emit = lambda record: records.append((pace_of(record).what, pace_of(record).is_over))
+    BEGUN_AND_OVER.addHandler(listener)
+    BEGUN_AND_OVER.setLevel(logging.DEBUG)
+    yield records
+    BEGUN_AND_OVER.removeHandler(listener)
+    BEGUN_AND_OVER.setLevel(logging.NOTSET)
+
+
+def test_a_listener_is_told_of_the_beginning_and_of_the_end_of_a_task(told):
+    pace = Pace(LOG, "reading", "rows", 3)
+    assert told == [("reading", False)]
+    advance(pace, 2)
+    assert told == [("reading", False)]
+    advance(pace)
+    finish(pace)
+    assert told == [("reading", False), ("reading", True)]
+
+
+def test_a_task_without_a_total_is_over_once_that_is_said(told):
+    pace = Pace(LOG, "drawing", "gradients", None)
+    advance(pace, 5)
+    finish(pace)
+    assert told == [("drawing", False), ("drawing", True)]
+
+
+def test_where_nobody_listens_nothing_is_said(caplog):
+    caplog.set_level(logging.INFO)
+    finish(Pace(LOG, "drawing", "gradients", None))
+    assert caplog.records == []
+
+
+def test_a_line_knows_its_task(caplog):
+    caplog.set_level(logging.INFO)
+    pace = Pace(LOG, "reading", "rows", 10)
+    pace.reported_at -= pacing.REPORT_EVERY_S
+    advance(pace)
+    LOG.info("something else")
+    assert [pace_of(record) for record in caplog.records] == [pace, None]

@@ -3,8 +3,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 
-from flows.cli import main
+from flows.cli import command_line, main
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def test_bad_usage_ends_with_2_and_says_what_would_do(call, arguments, wanted):
 def test_without_a_command_the_help_goes_to_stderr(call):
     outcome = call()
     assert outcome.code == 2
-    assert "Commands:" in outcome.err
+    assert "Begin:\n  demo " in outcome.err
     assert outcome.out == ""
 
 
@@ -84,13 +85,47 @@ def test_a_reader_that_leaves_is_no_traceback(catalog, home):
     assert ended.stderr == ""
 
 
-def test_listing_imports_neither_torch_nor_prefect(catalog):
+@pytest.mark.parametrize(
+    ("arguments", "also"),
+    [
+        (["--help"], ["pydantic", "rich", "polars", "duckdb", "numpy"]),
+        (["list"], []),
+        (["show"], []),
+        (["diff", "1", "2"], []),
+        (["export", "1", "out.jsonl"], []),
+    ],
+)
+def test_what_only_reads_the_catalog_imports_nothing_that_takes_long(
+    catalog, arguments, also, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    heavy = ["torch", "transformers", "peft", "sklearn", "lm_eval", "prefect", "mlflow", *also]
     code = (
-        "import sys; from flows.cli import main; code = main(['list']); "
-        "print([m for m in ('torch', 'transformers', 'prefect', 'mlflow') if m in sys.modules], code)"
+        f"import sys; from flows.cli import main; code = main({arguments!r}); "
+        f"print([m for m in {heavy!r} if m in sys.modules], code)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "[] 0"
+
+
+def test_the_help_lists_every_command_once_under_a_heading_with_a_whole_sentence(call):
+    lines = call("--help").out.partition("Begin:\n")[2].splitlines()
+    rows = [line.split(maxsplit=1) for line in lines if line.startswith("  ")]
+    assert sorted(name for name, _ in rows) == sorted(get_command(command_line()).commands)
+    for name, text in rows:
+        assert text.endswith(")." if name == "report" else "."), name
+        assert not text.endswith("..."), name
+    headings = [line for line in lines if line and not line.startswith(" ")]
+    assert headings == ["Select:", "Look at selections, and hand them on:", "Keep house:"]
+
+
+def test_every_command_and_every_option_says_what_it_is():
+    group = get_command(command_line())
+    for command in [group, *group.commands.values()]:
+        assert command.help.split("\n")[0].endswith("."), command.name
+        for parameter in command.params:
+            assert parameter.help, (command.name, parameter.name)
+            assert parameter.help.endswith("."), (command.name, parameter.name)
 
 
 def test_main_reads_the_arguments_of_the_process_when_given_none(monkeypatch, capsys):

@@ -1,12 +1,13 @@
 """The log of a run: JSON lines that name the run, bounded in size, without what errors quote."""
 
+import io
 import json
 import logging
 import os
 
 import pytest
 
-from flows.run_log import KEPT_RUNS, LOGS, MAX_BYTES, MAX_MESSAGE_CHARS, run_log
+from flows.run_log import KEPT_RUNS, LOGS, MAX_BYTES, MAX_MESSAGE_CHARS, failures_told_by_caller, run_log
 
 OWN = logging.getLogger("clusterucb_core.some.stage")
 
@@ -86,3 +87,26 @@ def test_loggers_are_as_they_were_after_a_run(tmp_path):
     with run_log(tmp_path, "run", flow_run_id=None):
         assert logging.getLogger("tasks").level == logging.INFO
     assert [(logging.getLogger(n).level, list(logging.getLogger(n).handlers)) for n in names] == before
+
+
+def test_a_failed_run_is_told_by_its_caller_and_everything_else_by_prefect():
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    root, shown = logging.getLogger(), io.StringIO()
+    console = PrefectConsoleHandler(stream=shown)
+    root.addHandler(console)
+    try:
+        with failures_told_by_caller():
+            for name in ("prefect.flow_runs", "prefect.task_runs"):
+                logging.getLogger(name).error("it failed", exc_info=ValueError("why"))
+                logging.getLogger(name).warning("it waits")
+            logging.getLogger("some.library").error("a fault")
+        logging.getLogger("prefect.flow_runs").error("after the block")
+    finally:
+        root.removeHandler(console)
+    said = shown.getvalue()
+    assert "it failed" not in said
+    assert "Traceback" not in said
+    assert said.count("it waits") == 2
+    assert "a fault" in said
+    assert "after the block" in said

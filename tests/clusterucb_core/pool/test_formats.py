@@ -20,6 +20,7 @@ from clusterucb_core.pool.formats import (
     ReadRow,
     Shape,
     _conversations,
+    file_shape,
     read_file,
 )
 
@@ -325,3 +326,26 @@ def test_every_container_gives_back_what_was_written(
     for path in _containers(tmp_path_factory.mktemp("pool"), rows):
         turns = [sample.messages for row in _read(path) for sample in row.samples]
         assert [(user.content, assistant.content) for user, assistant in turns] == rows, path.name
+
+
+@pytest.mark.parametrize("name", list(EXAMPLES))
+def test_the_shape_of_a_file_is_that_of_its_first_row_of_a_known_one(tmp_path: Path, name: str) -> None:
+    path = _lines(tmp_path / "rows.jsonl", ["{broken", {"a": 1}, EXAMPLES[name], GOOD])
+    assert file_shape(path) == name
+
+
+def test_a_file_without_rows_has_no_shape(tmp_path: Path) -> None:
+    assert file_shape(_lines(tmp_path / "rows.jsonl", ["{broken"])) is None
+
+
+def test_the_shape_of_a_file_is_looked_for_in_its_first_rows_only(tmp_path: Path) -> None:
+    path = _lines(tmp_path / "rows.jsonl", [*[{"a": 1}] * DETECTION_ROWS, GOOD])
+    with pytest.raises(InvalidPool, match="no reader knows the shape"):
+        file_shape(path)
+
+
+def test_a_shape_that_was_asked_for_is_the_only_one(tmp_path: Path) -> None:
+    path = _lines(tmp_path / "rows.jsonl", [GOOD])
+    assert file_shape(path, "prompt_completion") == "prompt_completion"
+    with pytest.raises(InvalidPool, match="Known shapes: alpaca"):
+        file_shape(path, "alpaca")

@@ -52,10 +52,12 @@ def run_file(config: ConfigPath, overrides: list[str]) -> "RunResult":
             known = finished_result(plan)
         if known is not None:
             return known  # without the import of Prefect and MLflow, which takes longer than all the rest
+        from clusterucb_core.workspace import check_storage
         from flows.runners import choose_runner, visible_gpus
 
         with before_start():
             choose_runner(execution, visible_gpus())
+            check_storage(plan.workspace)
         from flows.pipeline import run_pipeline
 
         with during_run():
@@ -102,16 +104,22 @@ def check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
         from clusterucb_core.config import load_config
         from clusterucb_core.estimate import estimate_run
         from clusterucb_core.planning import plan_run
+        from clusterucb_core.workspace import check_storage
         from flows.runners import choose_runner
 
         with before_start():
             settings, execution = load_config(config, overrides or [], variables=os.environ)
             choose_runner(execution, gpus=0)
-            estimate = estimate_run(plan_run(settings, execution, home=state_folder()))
+            plan = plan_run(settings, execution, home=state_folder())
+            estimate = estimate_run(plan)
+            check_storage(plan.workspace)
     if as_json:
         print_json(estimate.model_dump(mode="json"))
         return
     _print_estimate(estimate)
+    if plan.workspace.is_mirrored:
+        say(f"\n{plan.workspace.storage_root} can be written and read")
+    say("\nthe configuration can be run")
 
 
 def _announce(version: "PoolVersion") -> None:
@@ -187,4 +195,3 @@ def _print_estimate(estimate: "Estimate") -> None:
     )
     for warning in estimate.warnings:
         say(f"\nwarning: {warning}")
-    say("\nthe configuration can be run")

@@ -71,7 +71,7 @@ def collect_garbage(
     spaces: set[str] = set()
     for stage, key in _unneeded(root, needed_places(kept)):
         copies = list(_copies(root, stage, key))
-        if any(copy.written_at >= before for copy in copies):
+        if not copies or any(copy.written_at >= before for copy in copies):
             continue
         kind, *space = stage.split("/")
         counts[kind] = counts.get(kind, 0) + 1
@@ -141,5 +141,5 @@ def _copies(root: Path, stage: str, key: str) -> Iterator[StoredSize]:
         dated = folder / MANIFEST if (folder / MANIFEST).is_file() else folder
         content = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         yield StoredSize(bytes=content, written_at=dated.stat().st_mtime)
-    if store is not None:
-        yield stored_size(store, f"{stage}/{key}")
+    if store is not None and (size := stored_size(store, f"{stage}/{key}")) is not None:
+        yield size

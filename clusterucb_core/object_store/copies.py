@@ -11,6 +11,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -77,7 +78,8 @@ def renew_artifact(store: ObjectStore, place: str, folder: Path) -> bool:
     named = {_index_path(store, place)}
     named |= {_object_path(store, place, name, file) for name, file in index.files.items()}
     others = [path for path in _objects(store, place) if path not in named]
-    _remove(store, place, others)
+    if others:
+        writing(store, place, lambda: store.files.rm(others))
     return changed or bool(others)
 
 
@@ -122,8 +124,10 @@ def list_below(store: ObjectStore, place: str = "") -> list[str]:
     return sorted(folder.rsplit("/", 1)[1] for folder in folders - {path})  # an empty object may name itself
 
 
-def stored_size(store: ObjectStore, place: str) -> StoredSize:
-    """Return the size and the age of an artifact; of one without an index, those of what there is of it.
+def stored_size(store: ObjectStore, place: str) -> StoredSize | None:
+    """Return the size and the age of an artifact, and None where nothing of it is there.
+
+    Those of an artifact that was never finished are those of its objects.
 
     Raises:
         StorageUnavailable: the store could not be read.
@@ -132,9 +136,11 @@ def stored_size(store: ObjectStore, place: str) -> StoredSize:
     if index is not None:
         return StoredSize(bytes=sum(file.bytes for file in index.files.values()), written_at=index.written_at)
     objects = _objects(store, place)
+    if not objects:
+        return None
     sizes = [_size(store, path) or 0 for path in objects]
     times = [reading(store, path, partial(store.files.modified, path)).timestamp() for path in objects]
-    return StoredSize(bytes=sum(sizes), written_at=max(times, default=0.0))
+    return StoredSize(bytes=sum(sizes), written_at=max(times))
 
 
 def remove_artifact(store: ObjectStore, place: str) -> None:
@@ -143,11 +149,13 @@ def remove_artifact(store: ObjectStore, place: str) -> None:
     Raises:
         StorageUnavailable: the store could not be read or written.
     """
-    objects, index = _objects(store, place), _index_path(store, place)
-    _remove(store, place, [path for path in objects if path == index])
-    _remove(store, place, [path for path in objects if path != index])
-    if store.is_folder and objects:
-        Path(store.root, place).rmdir()
+
+    def remove(path: str, *, recursive: bool) -> None:
+        with suppress(FileNotFoundError):
+            store.files.rm(path, recursive=recursive)
+
+    writing(store, place, lambda: remove(_index_path(store, place), recursive=False))
+    writing(store, place, lambda: remove(f"{store.root}/{place}", recursive=True))
 
 
 def _index_path(store: ObjectStore, place: str) -> str:
@@ -246,8 +254,3 @@ def _objects(store: ObjectStore, place: str) -> list[str]:
         return reading(store, place, lambda: list(store.files.find(f"{store.root}/{place}")))
     except FileNotFoundError:
         return []
-
-
-def _remove(store: ObjectStore, place: str, paths: list[str]) -> None:
-    if paths:
-        writing(store, place, lambda: store.files.rm(paths))

@@ -111,8 +111,8 @@ def check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
             settings, execution = load_config(config, overrides or [], variables=os.environ)
             choose_runner(execution, gpus=0)
             plan = plan_run(settings, execution, home=state_folder())
-            estimate = estimate_run(plan)
             check_storage(plan.workspace)
+            estimate = estimate_run(plan)
     if as_json:
         print_json(estimate.model_dump(mode="json"))
         return

@@ -31,7 +31,7 @@ SMALL = (
     "execution.shard_samples=25",
 )
 RAY = ("execution.runner=ray", "execution.workers=2")
-TIMEOUT_S = 600
+TIMEOUT_S = 1200
 
 pytestmark = [
     pytest.mark.slow,

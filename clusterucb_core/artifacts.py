@@ -1,7 +1,9 @@
 """Content-addressed artifact folders `<root>/<stage>/<fingerprint>/`, written whole or not at all.
 
 A stage writes into a temporary sibling folder; the manifest is written last and the folder renamed, so a
-folder that bears its final name is complete. Files read and written: those of the artifact root only.
+folder that bears its final name is complete. Files read and written: those of the artifact root only, and,
+where it mirrors an object store, the objects there: an artifact is stored before it gets its name, and is
+fetched where it is looked for and only the store has it.
 """
 
 import hashlib
@@ -16,6 +18,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
+from clusterucb_core.object_store import (
+    get_artifact,
+    has_artifact,
+    list_below,
+    put_artifact,
+    remove_artifact,
+    store_of,
+)
 from clusterucb_core.records import ArtifactRef
 
 MANIFEST = "manifest.json"
@@ -47,11 +57,48 @@ def artifact_folder(root: Path, stage: str, key: str) -> Path:
 
 
 def find_artifact(root: Path, stage: str, key: str) -> ArtifactRef | None:
-    """Return the reference of a finished artifact, or None where it has not been written."""
+    """Return the reference of a finished artifact, or None where it has not been written.
+
+    Where only the object store of the root has it, it is fetched.
+
+    Raises:
+        StaleArtifact: what the object store holds is not what was written.
+        StorageUnavailable: the object store could not be read.
+    """
     folder = artifact_folder(root, stage, key)
-    if not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file() and not _fetched(root, stage, key):
         return None
     return ArtifactRef(stage=stage, fingerprint=key, path=str(folder))
+
+
+def artifact_exists(root: Path, stage: str, key: str) -> bool:
+    """Return whether an artifact is finished, here or in the object store; nothing is fetched."""
+    if (artifact_folder(root, stage, key) / MANIFEST).is_file():
+        return True
+    store = store_of(root)
+    return store is not None and has_artifact(store, f"{stage}/{key}")
+
+
+def artifact_keys(root: Path, stage: str) -> list[str]:
+    """Return the keys that artifacts of a stage have here or in the object store, finished or not; sorted."""
+    folder, store = root / stage, store_of(root)
+    here = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    stored = [] if store is None else list_below(store, stage)
+    return sorted({name for name in (*here, *stored) if not name.startswith(".")})
+
+
+def still_there(ref: ArtifactRef) -> bool:
+    """Return whether an artifact is where it was written; one that only the object store has is fetched."""
+    root = Path(ref.path).parents[len(Path(ref.stage).parts)]
+    return find_artifact(root, ref.stage, ref.fingerprint) is not None
+
+
+def discard_artifact(root: Path, stage: str, key: str) -> None:
+    """Remove an artifact, finished or not, here and in the object store, where it is there."""
+    if (store := store_of(root)) is not None:
+        remove_artifact(store, f"{stage}/{key}")
+    if (folder := artifact_folder(root, stage, key)).is_dir():
+        shutil.rmtree(folder)
 
 
 @contextmanager
@@ -66,18 +113,18 @@ def new_artifact(root: Path, stage: str, key: str, manifest: dict[str, Any]) -> 
 
     Yields:
         The folder to write into. After an error it is removed.
+
+    Raises:
+        StorageUnavailable: the object store of the root did not take the artifact.
     """
-    final = artifact_folder(root, stage, key)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    draft = final.parent / f".{key}.{uuid.uuid4().hex[:8]}.tmp"
-    draft.mkdir()
-    try:
+    with _draft(artifact_folder(root, stage, key)) as draft:
         yield draft
         text = json.dumps(manifest, indent=1, sort_keys=True, default=_plain)
         (draft / MANIFEST).write_text(text, encoding="utf-8")
-        _publish(draft, final)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        # before it gets its name: what is found here is there for other machines, too
+        if (store := store_of(root)) is not None:
+            put_artifact(store, f"{stage}/{key}", draft)
+        _publish(draft, artifact_folder(root, stage, key))
 
 
 def read_manifest(ref: ArtifactRef) -> dict[str, Any]:
@@ -94,6 +141,29 @@ def read_manifest(ref: ArtifactRef) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise StaleArtifact(f"{path} holds no JSON object; delete the folder and run the pipeline again")
     return content
+
+
+def _fetched(root: Path, stage: str, key: str) -> bool:
+    """Fetch an artifact from the object store of a root; return whether there is one that has it."""
+    store = store_of(root)
+    if store is None or not has_artifact(store, f"{stage}/{key}"):
+        return False
+    with _draft(artifact_folder(root, stage, key)) as draft:
+        if found := get_artifact(store, f"{stage}/{key}", draft):
+            _publish(draft, artifact_folder(root, stage, key))
+        return found
+
+
+@contextmanager
+def _draft(final: Path) -> Generator[Path]:
+    """Give an empty sibling of a folder, which is gone or has another name when the block ends."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    draft = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
+    draft.mkdir()
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _publish(draft: Path, final: Path) -> None:

@@ -12,7 +12,13 @@ from typing import Literal
 import polars as pl
 from pydantic import ValidationError
 
-from clusterucb_core.artifacts import artifact_folder, find_artifact, fingerprint, new_artifact
+from clusterucb_core.artifacts import (
+    artifact_folder,
+    discard_artifact,
+    find_artifact,
+    fingerprint,
+    new_artifact,
+)
 from clusterucb_core.charts import comparison_chart
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan
@@ -102,7 +108,7 @@ def keep_comparison(
     """
     root = plan.workspace.artifacts
     if finished_comparison(plan) is None:
-        shutil.rmtree(artifact_folder(root, STAGE, _key(plan)), ignore_errors=True)
+        discard_artifact(root, STAGE, _key(plan))
     seeds = f"{result.seeds} seed" + ("" if result.seeds == 1 else "s")
     title = f"{', '.join(result.targets)}: {result.n_samples:,} samples, {result.mode} mode, {seeds}"
     with new_artifact(root, STAGE, _key(plan), {}) as folder:

@@ -11,6 +11,7 @@ ClusterUcbError
 ├── TooManyExcluded     more samples excluded than the configuration allows
 ├── MissingArtifact     a file or folder that an earlier stage should have left
 ├── StaleArtifact       an artifact whose content does not fit its manifest
+├── StorageUnavailable  an object store that could not be read or written
 ├── UnknownVersion      a selection version that the catalog does not hold
 ├── UnknownSample       a sample id that the catalog does not hold
 ├── NoSandbox           code of a model that cannot be isolated on this machine
@@ -63,6 +64,10 @@ class MissingArtifact(ClusterUcbError):
 
 class StaleArtifact(ClusterUcbError):
     """An artifact's content does not fit its manifest."""
+
+
+class StorageUnavailable(ClusterUcbError):
+    """The object store of artifacts could not be read or written."""
 
 
 class UnknownVersion(ClusterUcbError):

@@ -363,9 +363,11 @@ def _warnings(plan: RunPlan, counts: _Counts, targets: Sequence[Target], *, disk
             yield f"target {target.name!r} has no test rows: no test loss will be measured; set target.test"
     free = shutil.disk_usage(_existing(plan.workspace.artifacts)).free
     if disk_bytes > free:
+        # what an object store holds is copied here
+        remedy = "set CLUSTERUCB_HOME" if plan.workspace.is_mirrored else "set execution.storage_root"
         yield (
             f"about {disk_bytes / 2**30:.1f} GiB of artifacts do not fit the {free / 2**30:.1f} GiB free at "
-            f"{plan.workspace.artifacts}; set execution.storage_root, or lower features.projection_dim"
+            f"{plan.workspace.artifacts}; {remedy}, or lower features.projection_dim"
         )
 
 

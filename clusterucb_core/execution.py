@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.object_store import StorageRoot
 
 Auto = Literal["auto"]
 
@@ -58,12 +59,12 @@ class ExecutionSettings(Frozen):
             "Padded tokens of one forward and backward pass. auto: what a GPU has memory for; 2,048 on a CPU."
         ),
     )
-    storage_root: str | None = Field(
+    storage_root: StorageRoot | None = Field(
         default=None,
         title="Storage root",
         description=(
-            "Folder of artifacts; empty: artifacts/ in the state folder. "
-            "For machines of a Ray cluster it is a shared folder, with the same path on all of them."
+            "Where artifacts lie; empty: artifacts/ in the state folder. For machines of a Ray cluster, an "
+            "object store such as s3://bucket/prefix, or a shared folder with the same path on all of them."
         ),
     )
     when_tracking_is_down: Literal["buffer", "fail"] = Field(
@@ -71,13 +72,3 @@ class ExecutionSettings(Frozen):
         title="When tracking is down",
         description="buffer: keep in the state folder what MLflow could not take, and go on. fail: stop.",
     )
-
-    @field_validator("storage_root")
-    @classmethod
-    def _is_folder(cls, value: str | None) -> str | None:
-        if value is not None and "://" in value:
-            raise ValueError(
-                "is an address, and artifacts lie in folders only; give a path, such as that of a shared "
-                "folder or of a bucket that is mounted"
-            )
-        return value

@@ -1,18 +1,19 @@
 """Artifacts that no kept run needs: found by walking what kept runs refer to, and removed.
 
-Reads and removes artifacts; reads trails and the catalog, and forgets there where removed features lay.
+Reads and removes artifacts, in object stores too; reads trails and the catalog, and forgets there where
+removed features lay.
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from clusterucb_core.artifacts import MANIFEST
+from clusterucb_core.artifacts import MANIFEST, artifact_folder, discard_artifact
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.object_store import ObjectStore, StoredSize, list_below, store_of, stored_size
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.forward import states_space
 from clusterucb_core.stages.models import FeatureSpace
@@ -59,24 +60,26 @@ def collect_garbage(
 
     Raises:
         ValueError: `keep_runs` is below 1.
+        StorageUnavailable: an object store could not be read or written.
     """
     if keep_runs < 1:
         raise ValueError(f"keep_runs={keep_runs} must be at least 1: the newest selection is always kept")
     kept = newest_trails(workspace)[:keep_runs]
-    needed = needed_places(kept)
-    before = time.time() - grace_s
+    root, before = workspace.artifacts, time.time() - grace_s
     counts: dict[str, int] = {}
     sizes: dict[str, int] = {}
     spaces: set[str] = set()
-    for folder in _unneeded(workspace.artifacts, needed, before):
-        stage = folder.relative_to(workspace.artifacts).parts[0]
-        counts[stage] = counts.get(stage, 0) + 1
-        sizes[stage] = sizes.get(stage, 0) + _bytes_of(folder)
-        if stage == FEATURES:
-            spaces.add(folder.parent.name)
+    for stage, key in _unneeded(root, needed_places(kept)):
+        copies = list(_copies(root, stage, key))
+        if not copies or any(copy.written_at >= before for copy in copies):
+            continue
+        kind, *space = stage.split("/")
+        counts[kind] = counts.get(kind, 0) + 1
+        sizes[kind] = sizes.get(kind, 0) + sum(copy.bytes for copy in copies)
+        spaces.update(space)
         if not dry_run:
-            logger.info("removing %s", folder)
-            shutil.rmtree(folder)
+            logger.info("removing %s", artifact_folder(root, stage, key))
+            discard_artifact(root, stage, key)
     if spaces and not dry_run:
         with open_catalog(workspace.catalog) as con:
             forget_feature_rows(con, sorted(spaces))
@@ -110,24 +113,33 @@ def _places(value: object) -> Iterator[Place]:
             yield from _places(item)
 
 
-def _unneeded(root: Path, needed: set[Place], before: float) -> Iterator[Path]:
-    """Yield finished artifacts that are not needed, and drafts, that are older than a time."""
-    for stage in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ():
-        if stage.name in RESULT_STAGES:
+def _unneeded(root: Path, needed: set[Place]) -> Iterator[Place]:
+    """Yield the artifacts that are not needed, finished or not, here or in the object store of the root."""
+    store = store_of(root)
+    for stage in _names(root, store):
+        if stage in RESULT_STAGES:
             continue
-        for folder in sorted(stage.iterdir()):
-            if stage.name == FEATURES:
-                keep = (FEATURES, folder.name) in needed
-                shards = [shard for shard in sorted(folder.iterdir()) if not keep or shard.name[0] == "."]
-                yield from (shard for shard in shards if _is_older(shard, before))
-            elif (stage.name, folder.name) not in needed and _is_older(folder, before):
-                yield folder
+        for name in _names(root, store, stage):
+            if stage != FEATURES:
+                yield from [(stage, name)] if (stage, name) not in needed else []
+                continue
+            keep = (FEATURES, name) in needed
+            shards = _names(root, store, f"{FEATURES}/{name}")
+            yield from ((f"{FEATURES}/{name}", shard) for shard in shards if not keep or shard[0] == ".")
 
 
-def _is_older(folder: Path, before: float) -> bool:
-    manifest = folder / MANIFEST
-    return (manifest if manifest.is_file() else folder).stat().st_mtime < before
+def _names(root: Path, store: ObjectStore | None, place: str = "") -> list[str]:
+    here = (root / place).iterdir() if (root / place).is_dir() else ()
+    stored = () if store is None else list_below(store, place)
+    return sorted({*(path.name for path in here if path.is_dir()), *stored})
 
 
-def _bytes_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _copies(root: Path, stage: str, key: str) -> Iterator[StoredSize]:
+    """Yield the size and the age of an artifact where it is: in its folder, in the object store, in both."""
+    folder, store = artifact_folder(root, stage, key), store_of(root)
+    if folder.is_dir():
+        dated = folder / MANIFEST if (folder / MANIFEST).is_file() else folder
+        content = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        yield StoredSize(bytes=content, written_at=dated.stat().st_mtime)
+    if store is not None and (size := stored_size(store, f"{stage}/{key}")) is not None:
+        yield size

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from clusterucb_core.artifacts import MANIFEST, artifact_folder, new_artifact
+from clusterucb_core.artifacts import artifact_folder, new_artifact, still_there
 from clusterucb_core.config import RunConfig
 from clusterucb_core.errors import MissingArtifact
 from clusterucb_core.frozen import Frozen
@@ -117,7 +117,7 @@ def followed_trail(plan: RunPlan) -> RunTrail:
             "no finished run with these settings, model and targets is there to be followed; start one with "
             "`clusterucb run CONFIG`"
         )
-    gone = [ref.path for ref in followed_artifacts(trail) if not (Path(ref.path) / MANIFEST).is_file()]
+    gone = [ref.path for ref in followed_artifacts(trail) if not still_there(ref)]
     if gone:
         raise MissingArtifact(
             f"run {trail.run_id[:8]} cannot be followed: {len(gone)} of its artifacts are gone, the first "

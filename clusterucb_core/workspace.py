@@ -1,16 +1,23 @@
-"""Where a run keeps its files, and the keys under which its stages are found again."""
+"""Where a run keeps its files, and the keys under which its stages are found again.
 
+Artifacts of an object store are worked on in a folder of each machine that mirrors it; a record that was made
+on one machine is brought to another by fetching what it refers to.
+"""
+
+import os
+import tempfile
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
 from clusterucb_core.artifacts import find_artifact, fingerprint
-from clusterucb_core.errors import MissingArtifact
+from clusterucb_core.errors import InvalidConfig, MissingArtifact
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.object_store import StorageRoot, is_address, mirror_folder, open_store, probe
 from clusterucb_core.records import ArtifactRef
 
 NOT_IN_KEY: JsonDict = {"in_key": False}
@@ -18,10 +25,15 @@ Rest = ParamSpec("Rest")
 
 
 class Workspace(Frozen):
-    """The state folder of a machine and the root under which artifacts lie."""
+    """The state folder of a machine and the root under which artifacts lie: a folder, or an object store.
+
+    `on_node` says that this is a machine which has an object store in common with that of the state folder,
+    and no folder.
+    """
 
     home: str
-    storage_root: str | None = None
+    storage_root: StorageRoot | None = None
+    on_node: bool = False
 
     @property
     def catalog(self) -> Path:
@@ -30,8 +42,30 @@ class Workspace(Frozen):
 
     @property
     def artifacts(self) -> Path:
-        """The artifact root: `storage_root` where one is set."""
-        return Path(self.storage_root) if self.storage_root else Path(self.home) / "artifacts"
+        """The artifact root of this machine: `storage_root` where one is set, or what mirrors it here."""
+        if not self.storage_root:
+            return Path(self.home) / "artifacts"
+        if not is_address(self.storage_root):
+            return Path(self.storage_root)
+        return mirror_folder(
+            _node_folder() if self.on_node else Path(self.home) / "staging", self.storage_root
+        )
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether artifacts lie in an object store, and here are copies."""
+        return self.storage_root is not None and is_address(self.storage_root)
+
+
+def check_storage(workspace: Workspace) -> None:
+    """Check that the object store of a workspace, where it has one, can be written and read.
+
+    Raises:
+        InvalidConfig: the package for its protocol is not installed.
+        StorageUnavailable: it cannot.
+    """
+    if workspace.storage_root is not None and workspace.is_mirrored:
+        probe(open_store(workspace.storage_root))
 
 
 class StageSpec(Frozen):
@@ -48,6 +82,7 @@ class StageSpec(Frozen):
 
 
 Spec = TypeVar("Spec", bound=StageSpec)
+Record = TypeVar("Record", bound=BaseModel)
 
 
 def location(**keywords: object) -> object:
@@ -91,6 +126,53 @@ def written(spec: StageSpec, workspace: Workspace) -> ArtifactRef:
             f"stage {spec.stage!r} left no artifact {stage_key(spec)} under {workspace.artifacts}"
         )
     return ref
+
+
+def brought(record: Record, workspace: Workspace) -> Record:
+    """Return a record whose artifacts lie on this machine; those that do not are fetched.
+
+    Args:
+        record: made where the run was started.
+        workspace: of this machine. Unless it is a node, the paths in the record are valid here as they are.
+
+    Raises:
+        MissingArtifact: the object store does not hold an artifact.
+        InvalidConfig: this machine's folder for copies belongs to another user.
+    """
+    if not workspace.on_node:
+        return record
+    _make_private(workspace.artifacts.parent)
+    return _brought(record, workspace)
+
+
+def _brought(value: Any, workspace: Workspace) -> Any:
+    if isinstance(value, ArtifactRef):
+        found = find_artifact(workspace.artifacts, value.stage, value.fingerprint)
+        if found is None:
+            raise MissingArtifact(
+                f"{workspace.storage_root} holds no artifact {value.stage}/{value.fingerprint}; if it was "
+                f"removed there, remove {value.path} where the run was started, too, and run again"
+            )
+        return found
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return value.model_copy(update={name: _brought(getattr(value, name), workspace) for name in fields})
+    if isinstance(value, tuple | list):
+        return type(value)(_brought(item, workspace) for item in value)  # pyright: ignore
+    if isinstance(value, dict):
+        return {key: _brought(item, workspace) for key, item in value.items()}
+    return value
+
+
+def _node_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"clusterucb-{os.getuid()}"
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that nobody else can read or write: copies of the pool's texts will lie in it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise InvalidConfig(f"{folder} belongs to another user; start this node with another TMPDIR")
 
 
 def _keyed(value: object) -> object:

@@ -15,8 +15,9 @@ from clusterucb_core.stages.scores import plain_space
 from clusterucb_core.stages.sides import FeaturePass, ModelTokens, Sides, kept_states, side_passes, sides_of
 from flows.preparation import Inputs
 from flows.progress import show_progress
+from flows.ray_cluster import workers_workspace
 from tasks.cluster import cluster_pool
-from tasks.featurize import featurize_shard
+from tasks.featurize import featurize_on_node, featurize_shard
 
 
 class Checkpoints(Frozen):
@@ -97,7 +98,9 @@ def _featurize(plan: RunPlan, item: FeaturePass, at: Checkpoints) -> None:
         states=kept_states(item.space, at.first),
     )
     if jobs:
-        futures = featurize_shard.map(jobs, unmapped(plan.workspace), unmapped(plan.execution))
+        workspace = workers_workspace(plan.workspace, plan.execution)
+        featurize = featurize_on_node if workspace.on_node else featurize_shard
+        futures = featurize.map(jobs, unmapped(workspace), unmapped(plan.execution))
         show_progress(f"features-{item.space.kind}", futures)
 
 

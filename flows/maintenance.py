@@ -38,7 +38,7 @@ def maintenance(
             catalog, but no re-selection can follow them.
         keep_backups: The newest backups of the catalog that stay.
         grace_hours: What is younger stays, whatever it is.
-        storage_root: Folder of artifacts, where it is not in the state folder. No other state folder may
+        storage_root: Folder or object store of artifacts, where one is set. No other state folder may
             share it: what only its runs need would be removed.
         dry_run: Only tell what would be removed.
     """

@@ -1,7 +1,8 @@
 """Ray as the executor of shard tasks: a cluster started here for one run, or an existing one.
 
 Reads environment variables, and sets those that say how Ray starts. Ray carries ids and references only:
-what a task reads and writes lies below the storage root, under the same path on every machine.
+what a task reads and writes lies below the storage root: a folder under the same path on every machine, or an
+object store, of which each machine has copies of its own.
 """
 
 import importlib.util
@@ -22,6 +23,8 @@ from prefect.task_runners import TaskRunner
 from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.object_store import is_address
+from clusterucb_core.workspace import Workspace
 
 PACKAGES = ("ray", "prefect_ray")
 # What a form sends for an empty field, and Ray's own name for a cluster of this process, start one here.
@@ -116,6 +119,11 @@ def ray_started(runner: Ray) -> Generator[TaskRunner[Any]]:
         stack.enter_context(_flow_sent_along())
         stack.enter_context(remote_options(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES))
         yield started
+
+
+def workers_workspace(workspace: Workspace, execution: ExecutionSettings) -> Workspace:
+    """Return the workspace of shard tasks: with an object store, workers of Ray need no folder in common."""
+    return workspace.model_copy(update={"on_node": execution.runner == "ray" and workspace.is_mirrored})
 
 
 def worker_variables() -> dict[str, str]:
@@ -230,7 +238,7 @@ def _check_device(execution: ExecutionSettings) -> None:
 def _check_places(execution: ExecutionSettings) -> None:
     """Refuse what workers of another working folder or machine could not find."""
     root = execution.storage_root
-    if root is not None and not Path(root).is_absolute():
+    if root is not None and not is_address(root) and not Path(root).is_absolute():
         raise InvalidConfig(
             f"execution.storage_root={root} is relative, and workers of Ray have a working folder of their "
             "own; give an absolute path"
@@ -246,8 +254,8 @@ def _check_places(execution: ExecutionSettings) -> None:
 def _check_shared(what: str, *, shared: bool) -> None:
     if not shared:
         raise InvalidConfig(
-            f"{what}, which does not see this machine's state folder; set execution.storage_root to a folder "
-            "that all of them have under the same path"
+            f"{what}, which does not see this machine's state folder; set execution.storage_root to "
+            "an object store, such as s3://bucket/prefix, or to a folder that all have under the same path"
         )
     address = get_current_settings().api.url
     if address is None or is_loopback(address):

@@ -20,6 +20,15 @@ def featurize_shard(job: ShardJob, workspace: Workspace, execution: ExecutionSet
     return features.run_shard(job, workspace, execution)
 
 
+@task(name="featurize shard on a node", persist_result=False)
+def featurize_on_node(job: ShardJob, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
+    """Compute the features of one shard on a machine that shares no folder with this one.
+
+    Prefect would keep the result in a folder; that the shard is in the object store is record enough.
+    """
+    return features.run_shard(job, workspace, execution)
+
+
 @task(name="record features", on_completion=[clocked])
 def record_features(
     spaces: Sequence[FeatureSpace],

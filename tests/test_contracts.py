@@ -21,8 +21,8 @@ from packaging.version import Version
 from flows.events import POOL_RESOURCE, POOL_UPDATED
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS = ("4bit", "atheris", "bergson", "docs", "trl")
-IN_BASE_LOCK = ("ray", "dev")
+GROUPS = ("4bit", "atheris", "bergson", "docs", "moto", "trl")
+IN_BASE_LOCK = ("ray", "s3", "dev")
 DATA_SUFFIXES = {
     ".arrow", ".csv", ".db", ".duckdb", ".gz", ".jsonl", ".npy", ".npz",
     ".parquet", ".safetensors", ".sqlite", ".tsv", ".zst",

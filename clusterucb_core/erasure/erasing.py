@@ -1,6 +1,7 @@
 """Erasing withdrawn samples: artifacts, backups, the catalog, exports, and last of all the record of it.
 
-Reads and rewrites the catalog, its backups, the artifacts below all roots and the recorded exports. Each step
+Reads and rewrites the catalog, its backups, the artifacts below all roots and in their object stores, and the
+recorded exports. Each step
 can be killed and repeated; what needs the text of the samples comes before the catalog loses it.
 """
 
@@ -16,12 +17,14 @@ from clusterucb_core.artifacts import MANIFEST
 from clusterucb_core.erasure.feature_rows import erase_from_clustering, erase_from_shard
 from clusterucb_core.erasure.folders import sweep, write_manifest
 from clusterucb_core.erasure.pool_tables import erase_from_pool
+from clusterucb_core.erasure.stored_copies import current_mirror, fetch_stored, renew_stored
 from clusterucb_core.erasure.token_tables import erase_from_tokens
 from clusterucb_core.erasure.traces import Traces, shows_trace, traces_of
 from clusterucb_core.erasure.trainings import TrainedOn, trained_on
 from clusterucb_core.errors import UnknownSample
 from clusterucb_core.export import renew_export
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.object_store import mirrored_address
 from clusterucb_core.report import FORMAT as REPORT
 from clusterucb_core.report import renew_report
 from clusterucb_core.store import (
@@ -41,6 +44,10 @@ from clusterucb_core.store import (
 from clusterucb_core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
+
+TRAINING = "training"
+# Stages, besides features, that hold texts of samples, tell of them, or learned from them.
+STAGES = ("ingest", "tokens", "candidates", "draws", "clustering", TRAINING)
 
 
 class Origin(Frozen):
@@ -66,6 +73,7 @@ class ErasureResult(Frozen):
         trainings: whose weights learned, or may have learned, from a sample.
         origins: the source rows, which may still hold the text.
         absent_roots: artifact folders recorded once that are not there: text in them is not erased.
+        object_stores: how many artifacts were renewed or removed in each object store, by its address.
     """
 
     sample_ids: tuple[str, ...]
@@ -77,16 +85,21 @@ class ErasureResult(Frozen):
     trainings: tuple[TrainedOn, ...]
     origins: tuple[Origin, ...]
     absent_roots: tuple[str, ...]
+    object_stores: dict[str, int]
 
 
 @dataclass(frozen=True)
 class _Request:
-    """The samples to erase, where they came from, what gives their text away, and where to look."""
+    """The samples to erase, where they came from, what gives their text away, and where to look.
+
+    `mirrors` are those of the roots that mirror an object store.
+    """
 
     sample_ids: frozenset[str]
     origins: tuple[Origin, ...]
     traces: Traces
     roots: tuple[Path, ...]
+    mirrors: tuple[Path, ...]
 
 
 def erase_samples(
@@ -106,10 +119,14 @@ def erase_samples(
         UnknownSample: a sample was not withdrawn.
         MissingArtifact: there is no catalog.
         CatalogBusy: another process kept it.
+        StorageUnavailable: an object store could not be read or written.
     """
     request = _request(sample_ids, workspace, roots)
+    for root in request.mirrors:
+        fetch_stored(root, STAGES)
     present = [root for root in request.roots if root.is_dir()]
     artifacts, drafts = erase_artifacts(present, request.sample_ids, request.traces)
+    stored = {str(mirrored_address(root)): renew_stored(root, STAGES) for root in request.mirrors}
     # the first time while the catalog still tells the texts; then what was copied from it meanwhile
     backups = erase_backups(workspace, request, done=set())
     catalog = erase_catalog(workspace.catalog, request)
@@ -129,6 +146,7 @@ def erase_samples(
         trainings=tuple(trainings),
         origins=request.origins,
         absent_roots=tuple(str(root) for root in request.roots if not root.is_dir()),
+        object_stores=stored,
     )
 
 
@@ -146,7 +164,7 @@ def erase_artifacts(
     counts, drafts = Counter[str](), 0
     for root in roots:
         spaces = _folders(root / "features")
-        parents = (*(root / stage for stage in stages), root / "training", *spaces)
+        parents = (*(root / stage for stage in stages), root / TRAINING, *spaces)
         drafts += sum(sweep(parent) for parent in parents)
         for stage, erase in stages.items():
             counts[stage] += sum(erase(folder) for folder in _folders(root / stage))
@@ -199,9 +217,12 @@ def _request(sample_ids: Sequence[str], workspace: Workspace, roots: Iterable[Pa
         known = artifact_roots(con)
     home = Workspace(home=workspace.home).artifacts
     places = {Path(root).absolute() for root in (home, workspace.artifacts, *roots, *known)}
+    mirrors = {mirror for root in places if (mirror := current_mirror(root, workspace.home)) is not None}
+    # what mirrored a store from elsewhere is looked into where it is still there, and is missed by nobody
+    places = {root for root in places if mirrored_address(root) is None or root.is_dir()} | mirrors
     texts = [json.loads(text) for text in found["messages"].drop_nulls()]
     origins = tuple(Origin(**row) for row in found.drop("messages").iter_rows(named=True))
-    return _Request(ids, origins, traces_of(texts), tuple(sorted(places)))
+    return _Request(ids, origins, traces_of(texts), tuple(sorted(places)), tuple(sorted(mirrors)))
 
 
 def _folders(parent: Path) -> list[Path]:

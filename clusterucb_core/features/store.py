@@ -1,7 +1,8 @@
 """The feature store: every finished shard of one feature space, found by sample id.
 
 Files read: `<artifact root>/features/<feature space>/<shard>/`. The folder is the index: whatever shard
-bears its final name is complete, so there is nothing to register and nothing to repair after a crash.
+bears its final name is complete, so there is nothing to register and nothing to repair after a crash. Where
+the root mirrors an object store, shards that other machines have put there are fetched.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb_core.artifacts import find_artifact
+from clusterucb_core.artifacts import artifact_keys, find_artifact
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.features.shard_files import ShardFeatures, StoredShard, open_shard, read_shard
 from clusterucb_core.features.shards import (
@@ -154,9 +155,6 @@ def open_feature_store(artifact_root: Path, feature_space: str) -> FeatureStore:
 
 def _finished_shards(artifact_root: Path, feature_space: str) -> Iterator[ArtifactRef]:
     stage = shard_stage(feature_space)
-    root = artifact_root / stage
-    names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-    for name in names:
-        ref = None if name.startswith(".") else find_artifact(artifact_root, stage, name)
-        if ref is not None:
+    for name in artifact_keys(artifact_root, stage):
+        if (ref := find_artifact(artifact_root, stage, name)) is not None:
             yield ref

@@ -3,6 +3,7 @@
 Reads the artifacts `tokens` and `training`; writes feature shards below `features/<space>/`.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 from peft import PeftModel
 from pydantic import Field
 
+from clusterucb_core.artifacts import artifact_folder
 from clusterucb_core.errors import MissingArtifact, TooManyExcluded
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.features.gradients import AdamMoments, check_engine
 from clusterucb_core.features.projections import Projection, ProjectionName, resolve_projection
+from clusterucb_core.features.shards import shard_fingerprint, shard_stage
 from clusterucb_core.features.store import (
     FeatureStore,
     Shard,
@@ -32,7 +35,7 @@ from clusterucb_core.lm.tokens import TokenTable, open_tokens
 from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray
 from clusterucb_core.stages.forward import compute_forward_shard
 from clusterucb_core.stages.models import CheckpointRef, FeatureSpace, ModelRef, checkpoint_folder
-from clusterucb_core.workspace import Workspace, stage_key
+from clusterucb_core.workspace import Workspace, brought, stage_key
 
 
 class FeatureSettings(Frozen):
@@ -153,7 +156,18 @@ def plan_shards_of(
 
 
 def run_shard(job: ShardJob, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
-    """Compute one shard of features."""
+    """Compute one shard of features.
+
+    On a node, what the shard needs is fetched, and stays for the next one; the shard itself is put into the
+    object store, and not kept.
+    """
+    ref = _run_here(brought(job, workspace), workspace, execution)
+    if workspace.on_node:
+        _forget_copies(job, workspace)
+    return ref
+
+
+def _run_here(job: ShardJob, workspace: Workspace, execution: ExecutionSettings) -> ArtifactRef:
     shard = Shard(job.fingerprint, job.sample_ids, job.batches)
     with leased_device(execution.device) as device:
         table = open_tokens(job.tokens)
@@ -163,6 +177,15 @@ def run_shard(job: ShardJob, workspace: Workspace, execution: ExecutionSettings)
             )
         source = load_source(job.space, table, device)
         return compute_shard(source, shard, workspace, run_id=job.run_id, states=job.states)
+
+
+def _forget_copies(job: ShardJob, workspace: Workspace) -> None:
+    names = [(stage_key(job.space), job.fingerprint)]
+    if job.states is not None:
+        states = stage_key(job.states)
+        names.append((states, shard_fingerprint(states, job.sample_ids)))
+    for space, name in names:
+        shutil.rmtree(artifact_folder(workspace.artifacts, shard_stage(space), name), ignore_errors=True)
 
 
 def load_source(space: FeatureSpace, table: TokenTable, device: str) -> GradientSource:

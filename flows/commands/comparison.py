@@ -86,10 +86,12 @@ def _compared(config: Path, overrides: list[str]) -> "ComparisonResult":
 def _tell_cost(plan: "RunPlan", execution: "ExecutionSettings") -> None:
     from clusterucb_core.estimate import estimate_comparison
     from clusterucb_core.stages.intake import run_ingest
+    from clusterucb_core.workspace import check_storage
     from flows.runners import choose_runner, visible_gpus
 
     with before_start():
         choose_runner(execution, visible_gpus())
+        check_storage(plan.workspace)
     with during_run():
         run_ingest(plan.ingest, plan.workspace)
         estimate = estimate_comparison(plan)

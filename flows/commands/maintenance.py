@@ -26,7 +26,8 @@ def maintenance(
     storage_root: Annotated[
         str | None,
         typer.Option(
-            "--storage-root", help="Folder of artifacts outside the state folder; no other may share it."
+            "--storage-root",
+            help="Folder or object store of artifacts, where set; no other state folder may share it.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,

@@ -40,6 +40,7 @@ def reselect(
         from clusterucb_core.config import load_config
         from clusterucb_core.planning import plan_run
         from clusterucb_core.trails import followed_trail
+        from clusterucb_core.workspace import check_storage
         from flows.runners import choose_runner, visible_gpus
 
         more = [f"execution.runner={runner}"] if runner else []
@@ -47,6 +48,7 @@ def reselect(
             settings, execution = load_config(config, [*(overrides or []), *more], variables=os.environ)
             plan = plan_run(settings, execution, home=state_folder())
             choose_runner(execution, visible_gpus())
+            check_storage(plan.workspace)
         with during_run():
             followed_trail(plan)  # before Prefect is imported, which takes longer than this answer
             from flows.reselection import run_reselection

@@ -54,11 +54,13 @@ def run_file(config: ConfigPath, overrides: list[str]) -> "RunResult":
             known = finished_result(plan)
         if known is not None:
             return known  # without the import of Prefect and MLflow, which takes longer than all the rest
+        from clusterucb_core.workspace import check_storage
         from flows.runners import choose_runner, visible_gpus
 
         with before_start():
             choose_runner(execution, visible_gpus())
             check_evaluation(plan, load=False)
+            check_storage(plan.workspace)
         from flows.pipeline import run_pipeline
 
         with during_run():
@@ -103,13 +105,18 @@ def check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     configure()
     with only_messages():
         from clusterucb_core.config import load_config
+        from clusterucb_core.workspace import Workspace
 
         with before_start():
-            estimate = estimated(*load_config(config, overrides or [], variables=os.environ))
+            settings, execution = load_config(config, overrides or [], variables=os.environ)
+            estimate = estimated(settings, execution)
     if as_json:
         print_json(estimate.model_dump(mode="json"))
         return
     _print_estimate(estimate)
+    if Workspace(home=str(state_folder()), storage_root=execution.storage_root).is_mirrored:
+        say(f"\n{execution.storage_root} can be written and read")
+    say("\nthe configuration can be run")
 
 
 def estimated(config: "RunConfig", execution: "ExecutionSettings") -> "Estimate":
@@ -120,10 +127,13 @@ def estimated(config: "RunConfig", execution: "ExecutionSettings") -> "Estimate"
     """
     from clusterucb_core.estimate import estimate_run
     from clusterucb_core.planning import plan_run
+    from clusterucb_core.workspace import check_storage
     from flows.runners import choose_runner
 
     choose_runner(execution, gpus=0)
-    return estimate_run(plan_run(config, execution, home=state_folder()))
+    plan = plan_run(config, execution, home=state_folder())
+    check_storage(plan.workspace)
+    return estimate_run(plan)
 
 
 def _announce(version: "PoolVersion") -> None:
@@ -199,4 +209,3 @@ def _print_estimate(estimate: "Estimate") -> None:
     )
     for warning in estimate.warnings:
         say(f"\nwarning: {warning}")
-    say("\nthe configuration can be run")

@@ -30,11 +30,11 @@ Erase = Annotated[
     bool, typer.Option("--erase", help="Erase text and features too; end every run before that.")
 ]
 Roots = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--storage-root",
-        metavar="FOLDER",
-        help="An artifact folder to erase from besides those that the catalog knows; may be repeated.",
+        metavar="ROOT",
+        help="A folder or object store to erase from besides those that the catalog knows; may be repeated.",
     ),
 ]
 
@@ -81,14 +81,16 @@ def withdraw(
 
 
 def _erase(
-    sample_ids: list[str], workspace: "Workspace", *, reason: str, roots: list[Path]
+    sample_ids: list[str], workspace: "Workspace", *, reason: str, roots: list[str]
 ) -> "ErasureResult":
     from clusterucb_core.erasure import erase_samples  # with all stages, which to withdraw takes no time for
+    from clusterucb_core.workspace import Workspace
     from flows.turns import turn
 
+    places = [Workspace(home=workspace.home, storage_root=root).artifacts for root in roots]
     # a run that is under way could write again what is erased
     with turn(state_folder()):
-        return erase_samples(sample_ids, workspace, reason=reason, roots=roots)
+        return erase_samples(sample_ids, workspace, reason=reason, roots=places)
 
 
 def _wanted(named: list[str], id_file: Path | None) -> list[str]:
@@ -120,6 +122,11 @@ def _print_erasure(result: "ErasureResult") -> None:
         tell(f"the export {path} was changed after it was written: remove the samples there yourself")
     for path in result.absent_roots:
         tell(f"the artifact folder {path} is not there: if it comes back, repeat this command")
+    for address, number in result.object_stores.items():
+        say(
+            f"{counted(number, 'artifact')} renewed in {address}; remove older versions where the bucket "
+            "keeps them, and the copies below TMPDIR of the Ray nodes that worked for it"
+        )
     if result.trainings:
         say("\nweights cannot forget; train again without the samples, and delete these:")
         rows = [[training.path, HOW[training.how]] for training in result.trainings]

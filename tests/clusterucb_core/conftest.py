@@ -58,12 +58,12 @@ def plan_of(tmp_path):
 def finish(tmp_path):
     """Publish one selection of a plan, write the artifacts that it rests on, and keep its trail."""
 
-    def artifact(stage: str, key: str) -> ArtifactRef:
-        with new_artifact(tmp_path / "artifacts", stage, key, {}):
-            pass
-        return ArtifactRef(stage=stage, fingerprint=key, path=str(tmp_path / "artifacts" / stage / key))
+    def run(plan: RunPlan, root: Path = tmp_path / "artifacts") -> RunTrail:
+        def artifact(stage: str, key: str) -> ArtifactRef:
+            with new_artifact(root, stage, key, {}):
+                pass
+            return ArtifactRef(stage=stage, fingerprint=key, path=str(root / stage / key))
 
-    def run(plan: RunPlan) -> RunTrail:
         candidates, draws = artifact("candidates", "c"), artifact("draws", plan.run_id)
         spec = DrawSpec(
             settings=SelectionSettings(),

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,15 +11,20 @@ import pytest
 
 from clusterucb_core.artifacts import (
     MANIFEST,
+    artifact_exists,
     artifact_folder,
+    artifact_keys,
+    discard_artifact,
     file_digest,
     find_artifact,
     fingerprint,
     new_artifact,
     read_manifest,
+    still_there,
 )
-from clusterucb_core.errors import MissingArtifact, StaleArtifact
+from clusterucb_core.errors import MissingArtifact, StaleArtifact, StorageUnavailable
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.object_store import mirror_folder, store_of
 from clusterucb_core.records import ArtifactRef
 
 
@@ -208,3 +214,139 @@ def test_a_manifest_that_is_no_object_is_stale(tmp_path):
     (folder / MANIFEST).write_text(json.dumps([1]))
     with pytest.raises(StaleArtifact, match="holds no JSON object"):
         read_manifest(find_artifact(tmp_path, "tokens", "key"))
+
+
+@pytest.fixture
+def mirrors(tmp_path):
+    """Return the folder of a machine that mirrors one store which all of them have in common."""
+    return lambda name="here": mirror_folder(tmp_path / name, f"file://{tmp_path}/store")
+
+
+def write(root: Path, content: str = "content", key: str = "key") -> ArtifactRef:
+    with new_artifact(root, "stage", key, {"by": content}) as folder:
+        (folder / "data").write_text(content)
+    return ArtifactRef(stage="stage", fingerprint=key, path=str(root / "stage" / key))
+
+
+def test_what_one_machine_wrote_another_finds_and_fetches_once(mirrors, tmp_path):
+    here, there = mirrors("here"), mirrors("there")
+    assert find_artifact(there, "stage", "key") is None
+    written = write(here)
+    found = find_artifact(there, "stage", "key")
+    assert found == ArtifactRef(stage="stage", fingerprint="key", path=str(there / "stage" / "key"))
+    assert Path(found.path, "data").read_text() == "content"
+    assert read_manifest(found) == read_manifest(written) == {"by": "content"}
+    assert [path.name for path in (there / "stage").iterdir()] == ["key"]
+    (tmp_path / "store").rename(tmp_path / "gone")
+    assert find_artifact(there, "stage", "key") == found
+
+
+def test_whether_an_artifact_exists_is_told_without_fetching_it(mirrors):
+    write(mirrors("here"))
+    assert artifact_exists(mirrors("here"), "stage", "key")
+    assert artifact_exists(mirrors("there"), "stage", "key")
+    assert not artifact_exists(mirrors("there"), "stage", "other")
+    assert not mirrors("there").exists()
+
+
+def test_the_keys_of_a_stage_are_those_of_the_folder_and_of_the_store(mirrors):
+    write(mirrors("here"), key="a")
+    write(mirrors("there"), key="b")
+    (mirrors("here") / "stage" / ".killed.tmp").mkdir()
+    assert artifact_keys(mirrors("here"), "stage") == ["a", "b"]
+    assert artifact_keys(mirrors("elsewhere"), "stage") == ["a", "b"]
+    assert artifact_keys(mirrors("here"), "nothing") == []
+
+
+def test_an_artifact_that_the_store_does_not_take_gets_no_name(mirrors, tmp_path):
+    (tmp_path / "store").write_text("no folder")
+    with pytest.raises(StorageUnavailable, match=f"file://{tmp_path}/store: stage/key"):
+        write(mirrors())
+    assert list((mirrors() / "stage").iterdir()) == []
+
+
+def test_a_writer_killed_before_the_index_left_an_artifact_that_is_not_there(mirrors, tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from clusterucb_core.artifacts import new_artifact\n"
+        "from clusterucb_core.object_store import copies\n"
+        "put = copies._put\n"
+        "def last(store, path, write):\n"
+        "    if path.endswith('index.json'): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    put(store, path, write)\n"
+        "copies._put = last\n"
+        "with new_artifact(Path(sys.argv[1]), 'stage', 'key', {'by': 'killed'}) as folder:\n"
+        "    (folder / 'data').write_text('killed')\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(mirrors())], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "store" / "stage" / "key").iterdir())) == 2
+    for name in ("here", "there"):
+        assert find_artifact(mirrors(name), "stage", "key") is None
+        assert not artifact_exists(mirrors(name), "stage", "key")
+    write(mirrors(), "whole")
+    assert Path(find_artifact(mirrors("there"), "stage", "key").path, "data").read_text() == "whole"
+
+
+def test_processes_that_store_at_once_leave_one_whole_artifact(mirrors):
+    script = (
+        "import sys; from pathlib import Path; from clusterucb_core.artifacts import new_artifact\n"
+        "sys.stdin.read()\n"
+        "with new_artifact(Path(sys.argv[1]), 'stage', 'key', {'by': int(sys.argv[2])}) as folder:\n"
+        "    for part in range(20): (folder / f'part-{part}').write_text(sys.argv[2])\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(mirrors(f"{n}")), str(n)], stdin=subprocess.PIPE)
+        for n in range(3)
+    ]
+    for writer in writers:
+        writer.stdin.close()
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert find_artifact(mirrors("there"), "stage", "key") is not None
+    check_whole(mirrors("there"))
+
+
+def test_threads_that_fetch_at_once_leave_one_whole_artifact(mirrors):
+    with new_artifact(mirrors("here"), "stage", "key", {"by": 7}) as folder:
+        for part in range(20):
+            (folder / f"part-{part}").write_text("7")
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: find_artifact(mirrors("there"), "stage", "key"), range(4)))
+    assert len({ref.path for ref in found}) == 1
+    check_whole(mirrors("there"))
+
+
+def test_what_is_gone_here_is_fetched_again_while_the_store_has_it(mirrors):
+    ref = write(mirrors())
+    shutil.rmtree(ref.path)
+    assert still_there(ref)
+    assert Path(ref.path, "data").read_text() == "content"
+    discard_artifact(mirrors(), "stage", "key")
+    assert not still_there(ref)
+
+
+def test_discarding_takes_an_artifact_from_the_folder_and_from_the_store(mirrors, tmp_path):
+    write(mirrors())
+    discard_artifact(mirrors(), "stage", "key")
+    assert not artifact_exists(mirrors(), "stage", "key")
+    assert list((tmp_path / "store").rglob("*.*")) == []
+    write(tmp_path / "plain")
+    discard_artifact(tmp_path / "plain", "stage", "key")
+    assert not (tmp_path / "plain" / "stage" / "key").exists()
+    discard_artifact(tmp_path / "plain", "stage", "key")
+
+
+def test_a_feature_space_is_two_levels_below_its_root(mirrors):
+    with new_artifact(mirrors(), "features/space", "shard", {}):
+        pass
+    path = mirrors() / "features" / "space" / "shard"
+    shutil.rmtree(path)
+    assert still_there(ArtifactRef(stage="features/space", fingerprint="shard", path=str(path)))
+
+
+def test_a_folder_that_mirrors_nothing_asks_no_store(tmp_path):
+    assert store_of(tmp_path) is None
+    assert not artifact_exists(tmp_path, "stage", "key")
+    assert not still_there(
+        ArtifactRef(stage="stage", fingerprint="key", path=str(tmp_path / "stage" / "key"))
+    )

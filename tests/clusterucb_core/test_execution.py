@@ -1,6 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
+from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.execution import ExecutionSettings
 
 
@@ -21,8 +22,12 @@ def test_a_setting_that_cannot_work_is_refused(change):
         ExecutionSettings(**change)
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/artifacts", "gs://bucket", "file:///shared"])
-def test_a_storage_root_is_a_folder_and_no_address(address):
-    with pytest.raises(ValidationError, match=r"storage_root.*\n.*artifacts lie in folders only"):
-        ExecutionSettings(storage_root=address)
-    assert ExecutionSettings(storage_root="/mnt/bucket").storage_root == "/mnt/bucket"
+@pytest.mark.parametrize("root", ["s3://bucket/artifacts", "gs://bucket", "file:///shared", "/mnt/bucket"])
+def test_a_storage_root_is_a_folder_or_the_address_of_a_store(root):
+    assert ExecutionSettings(storage_root=root).storage_root == root
+
+
+def test_an_address_with_a_secret_is_refused_without_repeating_it():
+    with pytest.raises(InvalidConfig, match="credentials into the environment") as refused:
+        ExecutionSettings(storage_root="s3://key:hidden@bucket")
+    assert "hidden" not in str(refused.value)

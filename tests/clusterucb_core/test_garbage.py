@@ -1,6 +1,7 @@
 """What no kept run needs is removed; what a kept run refers to, and what is young, stays."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from clusterucb_core.artifacts import new_artifact
 from clusterucb_core.features.projections import ProjectionName
 from clusterucb_core.garbage import collect_garbage, needed_places
+from clusterucb_core.object_store import put_artifact, remove_artifact, store_of
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.models import CheckpointRef, FeatureSpace, ModelRef
 from clusterucb_core.stages.scores import plain_space
@@ -112,3 +114,63 @@ def test_the_spaces_of_a_kept_selection_and_those_that_go_with_them_are_needed(p
 def test_to_keep_no_run_is_refused(workspace):
     with pytest.raises(ValueError, match="keep_runs=0 must be at least 1"):
         collect_garbage(workspace, keep_runs=0, grace_s=0.0)
+
+
+@pytest.fixture
+def mirrored(workspace, tmp_path):
+    return workspace.model_copy(update={"storage_root": f"file://{tmp_path}/store"})
+
+
+def objects(tmp_path: Path) -> set[str]:
+    store = tmp_path / "store"
+    return {"/".join(path.relative_to(store).parts[:-1]) for path in store.rglob("*") if path.is_file()}
+
+
+def write_old(workspace: Workspace, stage: str, key: str, hours: float = 2.0) -> Path:
+    past = time.time() - hours * AN_HOUR
+    with new_artifact(workspace.artifacts, stage, key, {}) as folder:
+        (folder / "content").write_bytes(b"x" * 1000)
+    folder = workspace.artifacts / stage / key
+    for path in [*folder.rglob("*"), folder]:
+        os.utime(path, (past, past))
+    renew(workspace, stage, key)
+    return folder
+
+
+def renew(workspace: Workspace, stage: str, key: str) -> None:
+    store = store_of(workspace.artifacts)
+    remove_artifact(store, f"{stage}/{key}")
+    put_artifact(store, f"{stage}/{key}", workspace.artifacts / stage / key)
+
+
+def test_what_is_removed_is_removed_from_the_object_store_too(plan_of, finish, mirrored, tmp_path):
+    trail = finish(plan_of("first"))
+    candidates = trail.targets[0].candidates
+    folders = [
+        write_old(mirrored, "training", "both"),
+        write_old(mirrored, "training", "stored"),
+        write_old(mirrored, "features/space", "shard"),
+        write_old(mirrored, candidates.stage, candidates.fingerprint),
+        write_old(mirrored, "comparisons", "result"),
+    ]
+    shutil.rmtree(folders[1])  # another machine wrote it
+    write_old(mirrored, "training", "young", hours=0.0)
+    told = collect_garbage(mirrored, keep_runs=1, grace_s=AN_HOUR, dry_run=True)
+    assert told.artifacts == {"training": 2, "features": 1}
+    assert told.bytes["training"] == 3 * (1000 + len("{}"))
+    assert len(objects(tmp_path)) == 6
+    assert collect_garbage(mirrored, keep_runs=1, grace_s=AN_HOUR).artifacts == told.artifacts
+    assert objects(tmp_path) == {"training/young", "candidates/c", "comparisons/result"}
+    assert [folder.exists() for folder in folders] == [False, False, False, True, True]
+    assert collect_garbage(mirrored, keep_runs=1, grace_s=AN_HOUR).artifacts == {}
+
+
+def test_uploads_that_were_never_finished_go_once_they_are_old(plan_of, finish, mirrored, tmp_path):
+    finish(plan_of("first"))
+    write_old(mirrored, "training", "killed")
+    shutil.rmtree(mirrored.artifacts / "training" / "killed")
+    (tmp_path / "store" / "training" / "killed" / "index.json").unlink()
+    assert collect_garbage(mirrored, keep_runs=1, grace_s=AN_HOUR).artifacts == {}
+    make_old(tmp_path / "store")
+    assert collect_garbage(mirrored, keep_runs=1, grace_s=AN_HOUR).artifacts == {"training": 1}
+    assert objects(tmp_path) == set()

@@ -1,11 +1,13 @@
 """The run that a re-selection follows: the newest of its lineage whose selections the catalog holds."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from clusterucb_core.errors import MissingArtifact
 from clusterucb_core.trails import TRAIL, followed_trail, newest_trails, trail_of
+from clusterucb_core.workspace import Workspace
 
 
 def test_the_newest_run_of_the_lineage_is_followed(plan_of, finish):
@@ -34,6 +36,14 @@ def test_a_run_whose_draws_are_gone_cannot_be_followed(plan_of, finish):
     shutil.rmtree(gone)
     with pytest.raises(MissingArtifact, match=f"1 of its artifacts are gone, the first {gone}"):
         followed_trail(plan_of("second"))
+
+
+def test_a_run_whose_draws_an_object_store_still_has_is_followed_with_them_fetched(plan_of, finish, tmp_path):
+    root = Workspace(home=str(tmp_path), storage_root=f"file://{tmp_path}/objects").artifacts
+    trail = finish(plan_of("first"), root)
+    shutil.rmtree(root)
+    assert followed_trail(plan_of("second")) == trail
+    assert Path(trail.targets[0].chosen.periods[0].draws.path).is_dir()
 
 
 def test_a_run_whose_versions_are_those_of_another_catalog_is_passed_over(plan_of, finish):

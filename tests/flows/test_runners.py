@@ -10,7 +10,15 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.execution import ExecutionSettings
-from flows.ray_cluster import Ray, check_nodes, gpus_of_a_task, is_here, worker_variables
+from clusterucb_core.workspace import Workspace
+from flows.ray_cluster import (
+    Ray,
+    check_nodes,
+    gpus_of_a_task,
+    is_here,
+    worker_variables,
+    workers_workspace,
+)
 from flows.runners import choose_runner, mapped_on
 
 ELSEWHERE = "203.0.113.7"  # kept for documents: no machine has it
@@ -73,6 +81,7 @@ def test_an_executor_of_another_name_is_refused_with_the_known_ones():
             {"ray_address": "ray://127.0.0.1:10001", "storage_root": "/shared"},
             Ray(workers=1, address="ray://127.0.0.1:10001", gpus_per_task=None, shared=True),
         ),
+        ({"storage_root": "s3://bucket/prefix"}, Ray(workers=1, gpus_per_task=None, shared=True)),
     ],
 )
 def test_ray_is_what_the_settings_ask_for(settings, expected):
@@ -169,3 +178,18 @@ def test_workers_get_the_threads_and_the_server_of_the_flow_and_no_token(monkeyp
     assert found["OMP_WAIT_POLICY"] == "PASSIVE"
     assert found["PREFECT_API_URL"] == PREFECT_API_URL.value()
     assert "secret" not in found.values()
+
+
+@pytest.mark.parametrize(
+    ("runner", "root", "on_node"),
+    [
+        ("ray", "s3://bucket", True),
+        ("ray", "/shared", False),
+        ("ray", None, False),
+        ("threads", "s3://bucket", False),
+    ],
+)
+def test_workers_of_ray_share_no_folder_where_an_object_store_is_there(runner, root, on_node):
+    workspace = Workspace(home="/state", storage_root=root)
+    found = workers_workspace(workspace, ExecutionSettings(runner=runner, storage_root=root))
+    assert found == workspace.model_copy(update={"on_node": on_node})

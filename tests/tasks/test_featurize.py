@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from clusterucb_core.artifacts import artifact_folder
 from clusterucb_core.config import load_config
 from clusterucb_core.demo import write_demo
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
+from clusterucb_core.object_store import open_store, put_artifact
 from clusterucb_core.planning import plan_run
-from clusterucb_core.stages.features import plan_jobs, read_features
+from clusterucb_core.stages.features import plan_jobs, read_features, run_shard
+from clusterucb_core.stages.forward import states_space
 from clusterucb_core.stages.intake import candidate_ids
 from clusterucb_core.stages.training import checkpoint_refs
-from clusterucb_core.workspace import stage_key
-from tasks.featurize import featurize_shard
+from clusterucb_core.workspace import Workspace, stage_key
+from tasks.featurize import featurize_on_node, featurize_shard
 
 RECIPE = TinyModelRecipe(
     vocabulary=300, tokenizer_texts=60, hidden=16, layers=1, heads=2, steps=2, batch_samples=4
@@ -95,3 +98,31 @@ def test_a_second_flow_replays_every_shard_and_a_deleted_one_alone_is_computed_a
     rebuilt = traces(folders)
     assert featurize(plan, jobs) == (["Cached"] * 3, paths)
     assert traces(folders) == rebuilt
+
+
+def test_a_node_with_a_folder_of_its_own_computes_the_same_bytes_and_keeps_no_shard(
+    prepared, tmp_path, monkeypatch
+):
+    plan, space, tokens, ids = prepared
+    mirrored = Workspace(home=str(tmp_path / "home"), storage_root=f"memory://{tmp_path.name}")
+    store = open_store(mirrored.storage_root)
+    for ref in (tokens, space.checkpoint.training):
+        put_artifact(store, f"{ref.stage}/{ref.fingerprint}", Path(ref.path))
+    keywords = {"workspace": mirrored, "execution": plan.execution, "run_id": plan.run_id}
+    jobs = plan_jobs(space, tokens, ids, states=states_space(space.model, space.checkpoint), **keywords)
+    for job in jobs:
+        run_shard(job, plan.workspace, plan.execution)
+    # from here on the folders of this machine are out of reach, but for the model
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "node"))
+        for path in (Path(tokens.path), Path(space.checkpoint.training.path)):
+            path.rename(path.with_name("out of reach"))
+        node = mirrored.model_copy(update={"on_node": True})
+        refs = [featurize_on_node.fn(job, node, plan.execution) for job in jobs]
+        for path in (Path(tokens.path), Path(space.checkpoint.training.path)):
+            path.with_name("out of reach").rename(path)
+    assert not any(Path(ref.path).exists() for ref in refs)
+    held = {path.parent.name for path in (tmp_path / "node").glob("clusterucb-*/*/*/*")}
+    assert held == {"tokens", "training", "features"}
+    for found in (space, states_space(space.model, space.checkpoint)):
+        assert (read_features(found, ids, mirrored) == read_features(found, ids, plan.workspace)).all()

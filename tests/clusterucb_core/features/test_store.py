@@ -9,6 +9,7 @@ from clusterucb_core.artifacts import new_artifact
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.features.shards import plan_shards, write_shard
 from clusterucb_core.features.store import open_feature_store
+from clusterucb_core.object_store import mirror_folder
 
 ROWS = {
     f"s{i}": row / np.linalg.norm(row) for i, row in enumerate(np.random.default_rng(0).normal(size=(6, 5)))
@@ -131,3 +132,14 @@ def test_a_pass_killed_half_way_goes_on_with_what_is_missing(make_model, make_sa
             shard.sample_ids
         )
     assert open_feature_store(tmp_path, "space").missing(ids) == []
+
+
+def test_shards_that_other_machines_stored_are_found_and_fetched(tmp_path):
+    here, there = (mirror_folder(tmp_path / name, f"file://{tmp_path}/objects") for name in ("here", "there"))
+    store_shard(here, "a", ["s0", "s2"])
+    store_shard(there, "b", ["s1"])
+    (tmp_path / "objects" / "features" / "space" / "unfinished").mkdir()
+    found = open_feature_store(here, "space")
+    assert found.shards.keys() == {"a", "b"}
+    np.testing.assert_allclose(found.read(["s1", "s0"]), [ROWS["s1"], ROWS["s0"]], atol=1e-3)
+    assert open_feature_store(there, "space").known == {"s0", "s1", "s2"}

@@ -366,6 +366,35 @@ def test_check_refuses_what_a_run_would_fail_at(call, config_file, override, fig
     assert all(figure in outcome.err for figure in figures)
 
 
+def test_check_says_that_an_object_store_can_be_used_and_leaves_nothing_there(call, config_file, tmp_path):
+    root = f"file://{tmp_path}/bucket/prefix"
+    shown = call("check", config_file, "--set", f"execution.storage_root={root}").out
+    assert f"{root} can be written and read" in shown
+    assert not (tmp_path / "bucket").exists()
+    assert "can be written" not in call("check", config_file).out
+
+
+@pytest.mark.parametrize(
+    ("root", "wanted"),
+    [
+        ("file://{tmp}/bucket", "a probe could not be written"),
+        ("s3://key:hidden@bucket", "credentials into the environment"),
+        ("s4://bucket", "'s4' is no protocol of an object store"),
+        ("gs://bucket", "pip install gcsfs"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_an_object_store_that_cannot_be_used_is_refused(
+    call, pipeline, config_file, tmp_path, command, root, wanted
+):
+    pipeline(lambda *_: pytest.fail("the pipeline was started"))
+    (tmp_path / "bucket").write_text("no folder")
+    outcome = call(command, config_file, "--set", f"execution.storage_root={root.format(tmp=tmp_path)}")
+    assert outcome.code == 2
+    assert wanted in outcome.err
+    assert "hidden" not in outcome.err
+
+
 def test_check_warns_of_batches_above_what_they_are_taken_from(call, config_file):
     shown = call(
         "check", config_file, "--set", "finetune.batch_size=128", "--set", "warmup.batch_size=64"

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: generated parts go into their pages, formulas become MathML, and no page loads from elsewhere.
+"""Hooks of MkDocs: generated parts go into pages, formulas become MathML, no page loads from elsewhere.
 
 A page asks for a part by a comment of its own line, `<!-- generated: NAME -->`. Reads `benchmarks/results/`.
 """
@@ -49,7 +49,10 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Replace formulas by MathML, which browsers draw themselves."""
-    return with_mathml(html)
+    page_with_formulas = with_mathml(html)
+    if 'class="arithmatex"' in page_with_formulas:
+        raise PluginError(f"{page.file.src_uri} has a formula that did not become MathML")
+    return page_with_formulas
 
 
 def on_post_build(*, config: MkDocsConfig) -> None:

@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):
 @cache
 def pages() -> list[str]:
     """Return the pages in the order of the navigation."""
-    settings = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), _Loader)  # noqa: S506 - a safe loader
+    settings = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), _Loader)
 
     def flat(item) -> list[str]:
         if isinstance(item, str):

@@ -59,8 +59,14 @@ def added_kinds(block: Block) -> list[str]:
 
 
 def without(section: dict, names: set[str]) -> dict:
-    lists = {key: [item for item in value if item not in names] for key, value in section.items() if isinstance(value, list)}
-    return {key: lists.get(key, value) for key, value in section.items() if key in lists or value not in names}
+    lists = {
+        key: [item for item in value if item not in names]
+        for key, value in section.items()
+        if isinstance(value, list)
+    }
+    return {
+        key: lists.get(key, value) for key, value in section.items() if key in lists or value not in names
+    }
 
 
 def test_what_a_page_adds_is_found_in_its_change():
@@ -124,7 +130,9 @@ def test_files_that_the_pages_name_are_there():
     wanted = {
         (page, name)
         for page in pages()
-        for name in re.findall(r"`((?:clusterucb_core|flows|tests|infra|benchmarks|examples)/[\w/.-]*)`", text_of(page))
+        for name in re.findall(
+            r"`((?:clusterucb_core|flows|tests|infra|benchmarks|examples)/[\w/.-]*)`", text_of(page)
+        )
     }
     assert len(wanted) > 10
     missing = {(page, name) for page, name in wanted if not (ROOT / name).exists()}

@@ -17,7 +17,9 @@ def commands_reference() -> str:
     group: Any = get_command(command_line())
     commands = {name: command for name, command in group.commands.items() if not command.hidden}
     parts = [part for name, command in commands.items() for part in _section(name, command)]
-    everywhere = [parameter for parameter in group.params if parameter.name in ("debug", "verbose", "version")]
+    everywhere = [
+        parameter for parameter in group.params if parameter.name in ("debug", "verbose", "version")
+    ]
     return "\n".join([*parts, "\n## Options of every command\n", _parameters(everywhere)])
 
 

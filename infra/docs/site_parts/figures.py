@@ -12,7 +12,15 @@ from site_parts.markdown import table
 
 Result = Mapping[str, Any]
 TARGETS = {"gsm8k": "GSM8K", "bbh": "BBH"}
-POLICIES = ("uniform", "ucb1", "threshold_hard", "threshold_normal", "ucb_beta", "linucb", "linucb, hidden_state")
+POLICIES = (
+    "uniform",
+    "ucb1",
+    "threshold_hard",
+    "threshold_normal",
+    "ucb_beta",
+    "linucb",
+    "linucb, hidden_state",
+)
 BUDGETS = (0.1, 0.2)
 SIDES = (
     "linucb, token embeddings",
@@ -28,7 +36,11 @@ def policies_table(results: Path) -> str:
     """Return what policies capture at each budget, and the operations of a run beside full selection's."""
     found = _selection(results)
     rows = [
-        [f"`{policy}`" if "," not in policy else _named(policy), f"{budget:.0%}", *_both(found, policy, budget)]
+        [
+            f"`{policy}`" if "," not in policy else _named(policy),
+            f"{budget:.0%}",
+            *_both(found, policy, budget),
+        ]
         for policy in POLICIES
         for budget in BUDGETS
     ]
@@ -101,10 +113,10 @@ def reselection_table(results: Path) -> str:
         ["gradients", f"{run['gradients']:,}", f"{again['gradients']:,}"],
         ["time of the selecting stages", f"{run['selecting_s']:.0f} s", f"{again['selecting_s']:.0f} s"],
     ]
+    followed, scratch = (result[name]["captured_influence"] for name in ("reselected", "from_scratch"))
     captured = (
-        f"\nOf {change['n_samples']:,} samples {change['n_added']:,} were new and {change['n_removed']:,} gone. "
-        f"Captured influence {result['reselected']['captured_influence']:.3f}; a selection from scratch at the "
-        f"same checkpoint has {result['from_scratch']['captured_influence']:.3f}.\n"
+        f"\nOf {change['n_samples']:,} samples {change['n_added']:,} were new, {change['n_removed']:,} gone. "
+        f"Captured influence {followed:.3f}; from scratch at the same checkpoint it is {scratch:.3f}.\n"
     )
     made = "\nMade by `python benchmarks/reselection.py --folder FOLDER`.\n"
     return table(["", "the first run", "re-selection"], rows) + captured + made
@@ -124,12 +136,12 @@ def _named(policy: str) -> str:
     return f"`{name}`, `context: {context}`"
 
 
-def _both(found: Mapping[str, Result], policy: str, budget: float, *, part: str = "policies") -> Sequence[str]:
+def _both(
+    found: Mapping[str, Result], policy: str, budget: float, *, part: str = "policies"
+) -> Sequence[str]:
     """Return captured influence on every target, then operations over full selection's on every target."""
     lines = [
-        next(
-            row for row in result[part] if row["policy"] == policy and row["budget_fraction"] == budget
-        )
+        next(row for row in result[part] if row["policy"] == policy and row["budget_fraction"] == budget)
         for result in found.values()
     ]
     captured = [f"{line['captured_influence']:.3f}" for line in lines]

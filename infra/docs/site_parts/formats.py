@@ -7,7 +7,7 @@ from site_parts.markdown import table
 
 
 def formats_table() -> str:
-    """Return the name of each shape, the keys that make a row one, and what it is, in the order of detection."""
+    """Return each shape's name, the keys that make a row one, and what it is, in the order of detection."""
     rows = [
         (
             f"`{shape.name}`",

@@ -5,7 +5,9 @@ from pathlib import Path
 
 _LOADS = (
     re.compile(r'<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\bsrc="((?:https?:)?//[^"]+)"'),
-    re.compile(r'<link\b(?![^>]*rel="(?:canonical|next|prev|alternate)")[^>]*?\bhref="((?:https?:)?//[^"]+)"'),
+    re.compile(
+        r'<link\b(?![^>]*rel="(?:canonical|next|prev|alternate)")[^>]*?\bhref="((?:https?:)?//[^"]+)"'
+    ),
 )
 _STYLE_LOADS = re.compile(r"""(?:url\(|@import\s+)["']?((?:https?:)?//[^"')\s]+)""")
 

@@ -18,6 +18,8 @@ def column_tables() -> dict[str, str]:
         found = con.execute(COLUMNS).fetchall()
     names = dict.fromkeys(name for name, _, _ in found)
     return {
-        name: table(("column", "type"), [(f"`{column}`", kind) for owner, column, kind in found if owner == name])
+        name: table(
+            ("column", "type"), [(f"`{column}`", kind) for owner, column, kind in found if owner == name]
+        )
         for name in names
     }

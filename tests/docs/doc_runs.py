@@ -148,4 +148,4 @@ def environment_in(folder: Path) -> dict[str, str]:
     """
     ours = ("CLUSTERUCB_", "PREFECT_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return kept | {"PYTHONPYCACHEPREFIX": str(folder / "byte code"), "HF_HUB_OFFLINE": "1"}
+    return {"PYTHONPYCACHEPREFIX": str(folder / "byte code"), **kept, "HF_HUB_OFFLINE": "1"}

@@ -1,4 +1,4 @@
-"""A broken page fails the build. It needs the tools that `make docs` installs, and is skipped without them."""
+"""A broken page fails the build. It needs the tools that `make docs` installs; without them it is skipped."""
 
 import os
 import re
@@ -40,9 +40,8 @@ def build(folder: Path, text: str) -> tuple[int, str]:
 
 
 def test_a_whole_page_is_built_and_its_formula_is_mathml(tmp_path):
-    status, printed = build(
-        tmp_path, "# A page\n\nWith $x^2$ and a [link](#a-page).\n\n<!-- generated: formats -->\n"
-    )
+    text = "# A page\n\nWith $x^2$ and a [link](#a-page).\n\n<!-- generated: formats -->\n"
+    status, printed = build(tmp_path, text)
     assert status == 0, printed
     html = (tmp_path / "build" / "site" / "index.html").read_text("utf-8")
     assert "<msup><mi>x</mi><mn>2</mn></msup>" in html

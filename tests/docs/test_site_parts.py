@@ -32,7 +32,7 @@ def keys_of(model: type[BaseModel], place: str = "") -> list[tuple[str, str]]:
     """Return (section, key) of every key below a model, found by the fields themselves."""
     found: list[tuple[str, str]] = []
     for name, field in model.model_fields.items():
-        inside = [part for part in models_in(field.annotation)]
+        inside = models_in(field.annotation)
         if place or not inside:
             found.append((place, name))
         for part in inside:

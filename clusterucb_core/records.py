@@ -100,3 +100,12 @@ class ArtifactRef(Frozen):
     stage: str
     fingerprint: str
     path: str
+
+
+class StageTime(Frozen):
+    """What one run of the flow spent in a stage: calls, those that found their work done, and seconds."""
+
+    stage: str
+    calls: int
+    cached: int
+    seconds: float

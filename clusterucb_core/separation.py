@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
 from threadpoolctl import threadpool_limits
 
 from clusterucb_core.records import FloatArray, IntArray
@@ -110,6 +109,9 @@ def _pair_weights(subtask: IntArray) -> FloatArray:
 
 def _products(scores: FloatArray) -> FloatArray:
     """Return the inner products [vt, vt] of all texts' rankings, less the mean ranking of the row's texts."""
+    # two seconds of import, which `show` would wait for to say whether a p-value is a warning
+    from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
+
     v, texts, n = scores.shape
     ranks = np.asarray(rankdata(scores, axis=2), dtype=np.float64) - (n + 1) / 2
     norms = np.linalg.norm(ranks, axis=2, keepdims=True)

@@ -11,6 +11,7 @@ import yaml
 
 from clusterucb_core.config import RunConfig
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.records import StageTime
 from clusterucb_core.stages.comparison_summary import SettingSummary
 from clusterucb_core.stages.drawn import draw_exclusions, read_pulls, read_scores, read_selected
 from clusterucb_core.stages.intake import candidate_exclusions
@@ -42,15 +43,6 @@ class Metric(Frozen):
     value: float
     step: int
     timestamp_ms: int
-
-
-class StageTime(Frozen):
-    """What one run of the flow spent in a stage: calls, those that found their work done, and seconds."""
-
-    stage: str
-    calls: int
-    cached: int
-    seconds: float
 
 
 class RunFigures(Frozen):

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from flows.commands import later, running, versions, withdrawal
+from flows.commands import running, versions, withdrawal
 from flows.commands.comparison import compare
 from flows.commands.demonstration import demo
 from flows.commands.doctor import doctor
@@ -70,10 +70,10 @@ def command_line() -> typer.Typer:
     app.command()(versions.show)
     app.command()(versions.diff)
     app.command()(versions.export)
+    app.command()(versions.report)
     app.command()(maintenance)
     app.command()(withdrawal.withdraw)
     app.command()(doctor)
-    app.command(context_settings=later.ANY_ARGUMENTS)(later.report)
     return app
 
 

@@ -24,7 +24,7 @@ from flows.evaluation import evaluate_subject
 from flows.home import configure_tracking, state_folder
 from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_subjects
-from flows.publication import publish, trail_to_follow
+from flows.publication import publish, report, trail_to_follow
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select
 from flows.turns import turn
@@ -32,7 +32,7 @@ from flows.watching import Watch, figures_of, note_versions, watched
 from tasks.evaluate import count_work, keep_outcome, record_evaluations, summarise_subject
 from tasks.featurize import record_features
 from tasks.reselect import keep_trail
-from tasks.tracking import finish_tracking, start_tracking
+from tasks.tracking import start_tracking
 
 
 def run_pipeline(config: RunConfig, execution: ExecutionSettings) -> RunResult:
@@ -85,7 +85,7 @@ def _run(plan: RunPlan, watch: Watch, *, started_at: float) -> RunResult:
     ]
     work = count_work(started_at, spaces_of(trajectories), trainings_of(trajectories), plan.workspace)
     figures = figures_of(watch, targets[0].pool_version, work)
-    finish_tracking(plan, tracking, outcomes, figures)
+    report(plan, tracking, outcomes, figures)
     show_subjects(outcomes, plan.run_id)
     result = RunResult(
         run_id=plan.run_id,

@@ -1,4 +1,4 @@
-"""What a run leaves: its versions, published for all its targets at once, and its trail."""
+"""What a run leaves: its versions, published for all its targets at once, reports on them, and its trail."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -9,9 +9,12 @@ from clusterucb_core.planning import RunPlan
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.publication import RunFacts
 from clusterucb_core.stages.summary import TargetOutcome, Trajectory
+from clusterucb_core.tracks import RunFigures
 from clusterucb_core.trails import RunTrail, TargetTrail, run_trail
 from flows.preparation import Inputs
+from tasks.report import record_times, write_reports
 from tasks.selection import publish_selection
+from tasks.tracking import Tracking, finish_tracking
 
 
 def publish(
@@ -21,6 +24,13 @@ def publish(
     periods = [period for trajectory in chosen for period in trajectory.periods]
     versions = iter(publish_selection(periods, _facts(plan, inputs, mlflow_run_id), plan.workspace))
     return [list(islice(versions, len(trajectory.periods))) for trajectory in chosen]
+
+
+def report(plan: RunPlan, tracking: Tracking, outcomes: Sequence[TargetOutcome], figures: RunFigures) -> None:
+    """Record what the run took, write a page about each target's last selection, and tell the tracker."""
+    record_times(figures.stages, plan.run_id, flow_run.id or "", plan.workspace)
+    pages = write_reports(outcomes, plan.run_id, plan.workspace)
+    finish_tracking(plan, tracking, outcomes, figures, pages)
 
 
 def trail_to_follow(

@@ -33,14 +33,14 @@ from flows.home import configure_tracking, state_folder
 from flows.pipeline import run_stages
 from flows.preparation import Inputs, prepare
 from flows.progress import show_differences
-from flows.publication import publish, trail_to_follow
+from flows.publication import publish, report, trail_to_follow
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.turns import turn
 from flows.watching import Watch, figures_of, note_versions, watched
 from tasks.evaluate import count_work, record_evaluations, summarise_subject
 from tasks.featurize import record_features
 from tasks.reselect import compare_pools, compare_selections, keep_trail
-from tasks.tracking import finish_tracking, start_tracking
+from tasks.tracking import start_tracking
 
 
 def run_reselection(
@@ -148,7 +148,7 @@ def _follow(change: _Change, *, train: bool) -> ReselectionResult:
         for own, item, numbers in zip(inputs, chosen, versions, strict=True)
     ]
     work = count_work(change.started_at, spaces_of(chosen), trainings_of(chosen), plan.workspace)
-    finish_tracking(plan, tracking, outcomes, figures_of(change.watch, inputs[0].pool_version, work))
+    report(plan, tracking, outcomes, figures_of(change.watch, inputs[0].pool_version, work))
     subjects = [(item,) for item in chosen]
     now = trail_to_follow(plan, inputs, outcomes, subjects, at_warmup=before.at_warmup)
     keep_trail(now, plan.workspace)

@@ -16,7 +16,7 @@ from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 
 from clusterucb_core.pacing import duration_text
-from clusterucb_core.tracks import StageTime
+from clusterucb_core.records import StageTime
 
 logger = logging.getLogger(__name__)
 

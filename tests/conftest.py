@@ -1,6 +1,8 @@
-"""What tests of several folders need: one Prefect server for a process, and a search for texts in files."""
+"""What tests of several folders need: a Prefect server, a search for texts in files, a reader of reports."""
 
 import gzip
+import html
+import importlib.util
 import json
 import zipfile
 from collections.abc import Iterator
@@ -36,11 +38,16 @@ def find_text():
 
 
 def _files_with(texts: list[str], *folders: Path) -> dict[str, list[str]]:
-    """Return the texts found, by file: as they are, or as JSON writes them with and without escapes."""
+    """Return the texts found, by file: as they are, or as JSON and HTML write them."""
     forms = {
         text: {
             form.encode()
-            for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+            for form in (
+                text,
+                json.dumps(text)[1:-1],
+                json.dumps(text, ensure_ascii=False)[1:-1],
+                html.escape(text),
+            )
         }
         for text in texts
     }
@@ -79,3 +86,12 @@ def _unpacked(path: Path) -> Iterator[bytes]:
     elif raw[:2] == b"PK":
         with zipfile.ZipFile(path) as archive:
             yield b"".join(archive.read(name) for name in archive.namelist())
+
+
+@pytest.fixture(scope="session")
+def report_page():
+    """Return the module that reads reports and knows from the catalog what their numbers should be."""
+    spec = importlib.util.spec_from_file_location("report_page", Path(__file__).with_name("report_page.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

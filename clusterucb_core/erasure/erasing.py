@@ -22,6 +22,8 @@ from clusterucb_core.erasure.trainings import TrainedOn, trained_on
 from clusterucb_core.errors import UnknownSample
 from clusterucb_core.export import renew_export
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.report import FORMAT as REPORT
+from clusterucb_core.report import renew_report
 from clusterucb_core.store import (
     ERASED,
     ErasedRows,
@@ -113,7 +115,7 @@ def erase_samples(
     catalog = erase_catalog(workspace.catalog, request)
     backups |= erase_backups(workspace, request, done=backups)
     drafts += remove_drafts(workspace)
-    exports = renew_exports(workspace.catalog, request.sample_ids)
+    exports = renew_exports(workspace, request.sample_ids)
     trainings = trained_on(present, request.sample_ids)
     with open_catalog(workspace.catalog) as con:
         record_erasures(con, sorted(request.sample_ids), reason=reason)
@@ -168,11 +170,16 @@ def erase_backups(workspace: Workspace, request: _Request, *, done: set[Path]) -
     return set(left)
 
 
-def renew_exports(catalog: Path, sample_ids: frozenset[str]) -> dict[str, tuple[str, ...]]:
-    """Write the exports that chose one of the samples again; return paths by what became of them."""
-    with open_catalog(catalog, read_only=True) as con:
+def renew_exports(workspace: Workspace, sample_ids: frozenset[str]) -> dict[str, tuple[str, ...]]:
+    """Write exports and reports that show one of the samples again; return paths by what became of them."""
+    with open_catalog(workspace.catalog, read_only=True) as con:
         records = exports_holding(con, sorted(sample_ids))
-    outcomes = {record.path: renew_export(catalog, record) for record in records}
+    outcomes = {
+        record.path: renew_report(workspace, record)
+        if record.format == REPORT
+        else renew_export(workspace.catalog, record)
+        for record in records
+    }
     return {
         kind: tuple(path for path, outcome in outcomes.items() if outcome == kind)
         for kind in ("rewritten", "gone", "changed")

@@ -13,7 +13,7 @@ import polars as pl
 from clusterucb_core.artifacts import fingerprint, read_manifest
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.pool.ingest import ingest_counts
-from clusterucb_core.records import ArtifactRef
+from clusterucb_core.records import ArtifactRef, StageTime
 from clusterucb_core.stages.accounting import SelectionCost, run_costs
 from clusterucb_core.stages.clusters import read_clustering
 from clusterucb_core.stages.drawing import DrawSpec
@@ -40,6 +40,7 @@ from clusterucb_core.store import (
     record_exclusions,
     record_feature_rows,
     record_pool,
+    record_stages,
 )
 from clusterucb_core.workspace import Workspace, stage_key
 
@@ -179,6 +180,14 @@ def publish_evaluations(
     ]
     with open_catalog(workspace.catalog) as con:
         record_evaluations(con, [*rows, *measures])
+
+
+def publish_times(
+    stages: Sequence[StageTime], *, run_id: str, flow_run_id: str, workspace: Workspace
+) -> None:
+    """Record how long the stages of one flow run of a run have taken."""
+    with open_catalog(workspace.catalog) as con:
+        record_stages(con, run_id, flow_run_id, stages)
 
 
 def _separation(periods: Sequence[PeriodDraws]) -> dict[str, float]:

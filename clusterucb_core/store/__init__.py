@@ -20,6 +20,14 @@ from clusterucb_core.store.places import (
     record_export,
 )
 from clusterucb_core.store.pools import PoolVersion, pool_messages, pool_sample_ids, pool_version, record_pool
+from clusterucb_core.store.profiles import (
+    cluster_examples,
+    lowest_pulls,
+    previous_selection,
+    record_stages,
+    run_stages,
+    selection_clusters,
+)
 from clusterucb_core.store.publication import find_selections, publish_selections
 from clusterucb_core.store.rewriting import rewrite_catalog
 from clusterucb_core.store.selections import (
@@ -47,6 +55,7 @@ __all__ = [
     "artifact_roots",
     "backup_catalog",
     "catalog_backups",
+    "cluster_examples",
     "diff_selections",
     "erase_rows",
     "erased_ids",
@@ -55,10 +64,12 @@ __all__ = [
     "forget_feature_rows",
     "latest_selections",
     "list_selections",
+    "lowest_pulls",
     "open_catalog",
     "pool_messages",
     "pool_sample_ids",
     "pool_version",
+    "previous_selection",
     "publish_selections",
     "record_artifact_root",
     "record_clusters",
@@ -68,9 +79,12 @@ __all__ = [
     "record_export",
     "record_feature_rows",
     "record_pool",
+    "record_stages",
     "remove_drafts",
     "rewrite_catalog",
+    "run_stages",
     "sample_origins",
+    "selection_clusters",
     "selection_difference",
     "selection_evaluations",
     "selection_pulls",

@@ -31,11 +31,19 @@ def record_export(con: duckdb.DuckDBPyConnection, record: ExportRecord) -> None:
 
 
 def exports_holding(con: duckdb.DuckDBPyConnection, sample_ids: Sequence[str]) -> list[ExportRecord]:
-    """Return the exports of selections that chose one of the samples, by path."""
+    """Return the exports of selections that chose one of the samples, and reports on those that drew one."""
     found = frame_with(
         con,
-        "SELECT DISTINCT path, selection_version, format, digest FROM exports "
-        "JOIN selection_samples USING (selection_version) JOIN incoming USING (sample_id) ORDER BY path",
+        """
+        SELECT DISTINCT path, selection_version, format, digest FROM exports
+        JOIN (
+            SELECT selection_version, sample_id, NULL AS only_format FROM selection_samples
+            UNION ALL SELECT selection_version, sample_id, 'report' FROM pulls
+        ) AS shown USING (selection_version)
+        JOIN incoming USING (sample_id)
+        WHERE only_format IS NULL OR format = only_format
+        ORDER BY path
+        """,
         pl.DataFrame({"sample_id": list(sample_ids)}, schema={"sample_id": pl.String}),
     )
     return [ExportRecord(**row) for row in found.iter_rows(named=True)]

@@ -5,7 +5,7 @@ import duckdb
 from clusterucb_core.errors import StaleArtifact
 from clusterucb_core.store.statements import rows, run, transaction
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _TABLES = """
 CREATE TABLE catalog_schema (
@@ -159,6 +159,19 @@ CREATE TABLE artifact_roots (
 );
 """
 
+_RUN_TABLES = """
+CREATE TABLE run_stages (
+    run_id VARCHAR,
+    flow_run_id VARCHAR,
+    stage VARCHAR,
+    place INTEGER NOT NULL,
+    calls BIGINT NOT NULL,
+    cached BIGINT NOT NULL,
+    seconds DOUBLE NOT NULL,
+    PRIMARY KEY (run_id, flow_run_id, stage)
+);
+"""
+
 # A run is as new as its newest version; within it the last period counts.
 _LATEST_SELECTION = """
 CREATE VIEW latest_selection AS
@@ -198,6 +211,7 @@ ALTER TABLE selections ADD COLUMN separation_p DOUBLE;
 """,
     2: "ALTER TABLE evaluations ADD COLUMN target VARCHAR;",
     3: _WITHDRAWAL_TABLES,
+    4: _RUN_TABLES,
 }
 
 
@@ -213,7 +227,8 @@ def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
         return
     try:
         with transaction(con):
-            for text in (*(_TABLES + _WITHDRAWAL_TABLES).split(";\n"), _LATEST_SELECTION, _SELECTION_DIFF):
+            tables = (_TABLES + _WITHDRAWAL_TABLES + _RUN_TABLES).split(";\n")
+            for text in (*tables, _LATEST_SELECTION, _SELECTION_DIFF):
                 if text.strip():
                     run(con, text)
             run(con, "INSERT INTO catalog_schema (schema_version) VALUES (?)", [SCHEMA_VERSION])

@@ -1,4 +1,4 @@
-"""`list`, `show`, `diff` and `export`: the selection versions of the catalog."""
+"""`list`, `show`, `diff`, `export` and `report`: the selection versions of the catalog."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ from flows.commands.selection_tables import (
     sample_rows,
 )
 from flows.home import state_folder
-from flows.rendering import print_json, print_table, say, tell
+from flows.rendering import print_json, print_table, say, size, tell
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -28,6 +28,15 @@ ROWS_OF_A_CHANGE = 20
 
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="A number, or latest.", show_default=False)]
 Format = Annotated[str, typer.Option("--format", help="jsonl, parquet, alpaca or sharegpt.")]
+PageFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="The page to write; selection-VERSION.html without it.",
+        show_default=False,
+    ),
+]
 OutFile = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)]
 
 
@@ -134,6 +143,27 @@ def export(version: Version, out: OutFile, file_format: Format = "jsonl", as_jso
             f"{result.n:,} samples of selection version {result.version} written to {result.path} "
             f"({result.format})"
         )
+
+
+def report(version: Version, out: PageFile = None, as_json: AsJson = False) -> None:
+    """Write one HTML page about a selection version.
+
+    What was selected and how good it is, what it cost, where it came from, and how the bandit behaved. The
+    page needs nothing else and opens offline.
+    """
+    wanted = version_number(version)
+    from clusterucb_core.report import write_report
+    from clusterucb_core.store import open_catalog
+    from clusterucb_core.workspace import Workspace
+
+    with open_catalog(_catalog(), read_only=True) as con:
+        number = _number(con, wanted)
+    file = out or Path(f"selection-{number}.html")
+    result = write_report(Workspace(home=str(state_folder())), number, file)
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+    else:
+        say(f"report on selection version {result.version} written to {result.path} ({size(result.n_bytes)})")
 
 
 def _number(con: "DuckDBPyConnection", wanted: int | None) -> int:

@@ -59,23 +59,31 @@ def start_comparison_tracking(plan: RunPlan, flow_run_id: str | None, flow_run_u
 
 @task(name="finish tracking")
 def finish_tracking(
-    plan: RunPlan, tracking: Tracking, outcomes: Sequence[TargetOutcome], figures: RunFigures
+    plan: RunPlan,
+    tracking: Tracking,
+    outcomes: Sequence[TargetOutcome],
+    figures: RunFigures,
+    pages: dict[str, str] | None = None,
 ) -> None:
-    """Send parameters, metrics and configuration, the data, selection and adapter of every target.
+    """Send parameters, metrics and configuration, the data, selection, adapter and report of every target.
+
+    `pages` are files by the name that a report has in MLflow.
 
     Raises:
         TrackingUnavailable: MLflow cannot be reached, and the run is to fail without it.
     """
     limit = plan.config.evaluate.limit
+    reports = {name: Path(path).read_text(encoding="utf-8") for name, path in (pages or {}).items()}
     record = Record(
         tags=tracking.tags | run_tags(outcomes),
         parameters=run_parameters(plan.config),
         metrics=(*run_metrics(outcomes), *figure_metrics(figures)),
-        files=run_files(plan.config, outcomes),
+        files=run_files(plan.config, outcomes) | reports,
         datasets=tuple(run_datasets(figures.pool, outcomes)),
         adapters=tuple(run_adapters(figures.pool, outcomes, run_id=plan.run_id, limit=limit)),
     )
     _finish(plan, tracking, record)
+    _link_reports(tracking, outcomes, sorted(reports), plan.workspace.home)
 
 
 @task(name="finish tracking comparison")
@@ -160,13 +168,38 @@ def _without(plan: RunPlan, tags: dict[str, str], error: Exception) -> Tracking:
     return Tracking(mlflow_run_id=None, tags=tags)
 
 
-def _link(run_id: str, home: str) -> None:
-    address = masked(tracking_uri(home), tracking_uri(home))
-    experiment = open_client(home).get_run(run_id).info.experiment_id
-    page = f"#/experiments/{experiment}/runs/{run_id}"
+def _link_reports(
+    tracking: Tracking, outcomes: Sequence[TargetOutcome], names: Sequence[str], home: str
+) -> None:
+    """Link the flow run to the reports in MLflow, and say how each is written with the texts of samples."""
+    if not names:
+        return
+    commands = "\n".join(f"- {item.target}: `clusterucb report {item.versions[-1]}`" for item in outcomes)
+    kept = ", ".join(f"`{name}`" for name in names)
+    text = (
+        f"Reports with the texts of samples are written by\n\n{commands}\n\nMLflow keeps {kept} without them."
+    )
+    create_markdown_artifact(text, key="reports")
+    if tracking.mlflow_run_id is None:
+        return
+    address, page = _page_of(tracking.mlflow_run_id, home)
     if address.startswith("http"):
-        link = f"{address.rstrip('/')}/{page}"
-        create_link_artifact(key="mlflow-run", link=link, link_text=f"MLflow run {run_id}")
+        for name in names:
+            key = name.removesuffix(".html").lower().replace("_", "-")
+            create_link_artifact(key=key, link=f"{address}/{page}/artifacts/{name}", link_text=name)
+
+
+def _page_of(run_id: str, home: str) -> tuple[str, str]:
+    """Return where MLflow is, without its password, and the page of a run there."""
+    address = masked(tracking_uri(home), tracking_uri(home)).rstrip("/")
+    experiment = open_client(home).get_run(run_id).info.experiment_id
+    return address, f"#/experiments/{experiment}/runs/{run_id}"
+
+
+def _link(run_id: str, home: str) -> None:
+    address, page = _page_of(run_id, home)
+    if address.startswith("http"):
+        create_link_artifact(key="mlflow-run", link=f"{address}/{page}", link_text=f"MLflow run {run_id}")
         return
     # a database is no address that a browser can open
     text = (

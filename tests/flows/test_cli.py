@@ -45,13 +45,6 @@ def test_help_lists_every_command_of_the_contract(call):
     assert set(wanted.split()) <= shown
 
 
-@pytest.mark.parametrize("command", ["report"])
-def test_commands_of_later_versions_end_with_2_and_name_another_way(call, command):
-    outcome = call(command, "x.yaml", "--out", "y")
-    assert outcome.code == 2
-    assert outcome.err.startswith(f"error: {command} is not available in this version; use `clusterucb ")
-
-
 @pytest.mark.parametrize("arguments", [["--debug", "show"], ["show", "--debug"]])
 def test_debug_shows_the_traceback_wherever_it_stands(call, arguments):
     assert "Traceback" in call(*arguments).err

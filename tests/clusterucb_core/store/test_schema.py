@@ -27,6 +27,7 @@ CONTRACT = {
     "withdrawals": "sample_id at reason",
     "exports": "path selection_version format at",
     "artifact_roots": "path",
+    "run_stages": "run_id flow_run_id stage calls cached seconds",
     "latest_selection": "selection_version run_id period target",
 }
 
@@ -76,7 +77,7 @@ def first_catalog(catalog_path, empty_catalog):
         for column in SINCE_VERSION_1:
             run(con, f"ALTER TABLE selections DROP COLUMN {column}")
         run(con, "ALTER TABLE evaluations DROP COLUMN target")
-        for table in ("withdrawals", "exports", "artifact_roots"):
+        for table in ("withdrawals", "exports", "artifact_roots", "run_stages"):
             run(con, f"DROP TABLE {table}")
         run(con, "CREATE VIEW latest_selection AS FROM selections")
         run(con, "UPDATE catalog_schema SET schema_version = 1")
@@ -90,12 +91,12 @@ def first_catalog(catalog_path, empty_catalog):
 
 def test_a_catalog_of_version_1_is_migrated_when_it_is_opened_for_writing(first_catalog):
     with open_catalog(first_catalog) as con:
-        assert rows(con, "SELECT max(schema_version) FROM catalog_schema") == [(4,)]
+        assert rows(con, "SELECT max(schema_version) FROM catalog_schema") == [(5,)]
         columns = ", ".join(("selection_version", "recall_high", *SINCE_VERSION_1))
         for table in ("selections", "latest_selection"):
             assert rows(con, f"SELECT {columns} FROM {table}") == [(1, 0.6, 0, None, None, None, None)]
         assert rows(con, "SELECT target FROM evaluations") == []
-        for table in ("withdrawals", "exports", "artifact_roots"):
+        for table in ("withdrawals", "exports", "artifact_roots", "run_stages"):
             assert rows(con, f"SELECT * FROM {table}") == []
 
 

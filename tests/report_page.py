@@ -1,0 +1,188 @@
+"""Reads a report as a reader would, and says from the catalog alone what each of its numbers should be."""
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+# Inside these, digits are names, dates, code, texts of samples or ticks of a drawing.
+NOT_PROSE = {"svg", "style", "code", "pre", "time", "bdi", "title", "script"}
+SUMMARY = "SELECT {field} FROM selections WHERE selection_version = $v"
+DRAWN = "FROM pulls WHERE selection_version = $v AND cluster = $key::INTEGER"
+BY_CLUSTER = {
+    "n_drawn": f"SELECT count(*) {DRAWN}",
+    "mean_reward": f"SELECT avg(reward) {DRAWN}",
+    "best_reward": f"SELECT max(reward) {DRAWN}",
+    "n_selected": "SELECT count(*) FROM selection_samples WHERE selection_version = $v "
+    "AND cluster = $key::INTEGER",
+    "n_pool": "SELECT count(*) FROM clusters WHERE cluster = $key::INTEGER AND clustering = $clustering",
+}
+OF_SOURCE = "JOIN samples USING (sample_id) WHERE source = $key"
+BY_SOURCE = {
+    "n_selected": f"SELECT count(*) FROM selection_samples {OF_SOURCE} AND selection_version = $v",
+    "n_pool": f"SELECT count(*) FROM pool_samples {OF_SOURCE} AND pool_version = $pool",
+}
+BINS = {
+    "first": "min(step)", "last": "max(step)",
+    "by_bound": "count(*) FILTER (isfinite(bound))", "by_chance": "count(*) FILTER (bound IS NULL)",
+    "mean_bound": "avg(bound)", "mean_arm": "avg(arm_mean) FILTER (isfinite(bound))",
+    "mean_reward": "avg(reward)",
+}  # fmt: skip
+
+
+class ReportPage(HTMLParser):
+    """The numbers of a report, and the rest of its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.numbers: list[tuple[str, str, str, str]] = []  # field, key, exact value, text shown
+        self.prose: list[str] = []
+        self.tags: list[str] = []
+        self._open: list[str] = []
+        self._data: list[str] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append(tag)
+        if tag not in ("meta", "link", "br"):
+            self._open.append("code" if given.get("class") == "id" else tag)
+        if tag == "data":
+            self._data = [given["data-of"], given["data-key"], given["value"], ""]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open.pop()
+        if tag == "data":
+            self.numbers.append(tuple(self._data))
+            self._data = None
+
+    def handle_data(self, data: str) -> None:
+        if self._data is not None:
+            self._data[3] += data
+        elif not NOT_PROSE & set(self._open):
+            self.prose.append(data)
+
+
+def shown_value(text: str) -> tuple[float, float]:
+    """Return a number as a reader takes it, and half of its last place."""
+    number, percent, _ = text.replace(",", "").partition("%")
+    value, scale = float(number), 0.01 if percent else 1.0
+    mantissa, _, exponent = number.strip().partition("e")
+    places = len(mantissa.partition(".")[2])
+    return value * scale, 0.5 * 10.0 ** (int(exponent or 0) - places) * scale
+
+
+def expected(con: Any, version: int, field: str, key: str) -> float:
+    """Return what the catalog says of one number of the report on a version."""
+    table, _, name = field.partition(".")
+    one = _asker(con, version, key)
+    pool = one("SELECT pool_version FROM selections WHERE selection_version = $v")
+    match table:
+        case "selections" if name == "flops_share":
+            return one(SUMMARY.format(field="selection_flops / full_selection_flops"))
+        case "selections":
+            return one(SUMMARY.format(field=name))
+        case "pools":
+            return one(f"SELECT {name} FROM pools WHERE pool_version = $pool", pool=pool)
+        case "evaluations":
+            return _evaluation(one, name, key)
+        case "cost":
+            text = one("SELECT cost::VARCHAR FROM selections WHERE selection_version = $v")
+            return json.loads(text)[key][name]
+        case "run_stages":
+            run = one("SELECT run_id FROM selections WHERE selection_version = $v")
+            return one(f"SELECT sum({name}) FROM run_stages WHERE run_id = $run AND stage = $key", run=run)
+        case "sources" if name.startswith("share"):
+            picked = one("SELECT count(*) FROM selection_samples WHERE selection_version = $v")
+            whole = one("SELECT count(*) FROM pool_samples WHERE pool_version = $pool", pool=pool)
+            part = name.replace("share_", "n_")
+            return one(BY_SOURCE[part], pool=pool) / (picked if part == "n_selected" else whole)
+        case "sources":
+            return one(BY_SOURCE[name], pool=pool)
+        case "clusters":
+            clustering = one("SELECT clustering FROM clusters LIMIT 1")
+            if name == "share_selected":
+                size = one(BY_CLUSTER["n_pool"], clustering=clustering)
+                return one(BY_CLUSTER["n_selected"]) / size
+            return one(BY_CLUSTER[name], clustering=clustering)
+        case "samples":
+            query = f"SELECT {name} FROM selection_samples WHERE selection_version = $v AND sample_id = $key"
+            return one(query)
+        case "bins":
+            return _bin(one, name, key)
+        case "difference":
+            return _difference(one, name, key)
+    return _simple(one, field)
+
+
+def _asker(con: Any, version: int, key: str):
+    def ask(query: str, **more: Any) -> Any:
+        known = {"v": version, "key": key} | more
+        return con.execute(query, {n: v for n, v in known.items() if f"${n}" in query}).fetchone()[0]
+
+    return ask
+
+
+def _evaluation(one: Any, name: str, key: str) -> float:
+    task, metric, subject = [*key.split("|"), "random"][:3]
+    run = one("SELECT run_id FROM selections WHERE selection_version = $v")
+    target = one("SELECT target FROM selections WHERE selection_version = $v")
+    query = (
+        "SELECT {} FROM evaluations WHERE run_id = $run AND target = $target AND task = $task "
+        "AND metric = $metric AND subject {}"
+    )
+    known = {"run": run, "target": target, "task": task, "metric": metric}
+    if name == "random_mean":
+        return one(query.format("avg(value)", "LIKE 'random:%'"), **known)
+    return one(query.format(name, "= $subject"), **known, subject=subject)
+
+
+def _bin(one: Any, name: str, key: str) -> float:
+    first, last = (int(part) for part in key.split("-"))
+    if name == "kth_best":
+        k = one("SELECT count(*) FROM selection_samples WHERE selection_version = $v")
+        return one(
+            "SELECT min(reward) FROM (SELECT reward FROM pulls WHERE selection_version = $v "
+            "AND step <= $last ORDER BY reward DESC LIMIT $k)", last=last, k=k,
+        )  # fmt: skip
+    query = f"SELECT {BINS[name]} FROM pulls WHERE selection_version = $v AND step BETWEEN $first AND $last"
+    return one(query, first=first, last=last)
+
+
+def _difference(one: Any, name: str, key: str) -> float:
+    part, _, value = key.partition("|")
+    before = one(_PREVIOUS)
+    picked = (
+        "SELECT sample_id, rank, cluster, source FROM selection_samples LEFT JOIN samples USING (sample_id)"
+    )
+    a, b = (f"({picked} WHERE selection_version = {number})" for number in (before, "$v"))
+    counted = {
+        "added": "count(*) FILTER (a.rank IS NULL)",
+        "removed": "count(*) FILTER (b.rank IS NULL)",
+        "kept": "count(*) FILTER (a.rank IS NOT NULL AND b.rank IS NOT NULL)",
+        "mean_rank_move": "avg(abs(b.rank - a.rank))",
+    }[name]
+    wanted = "" if part == "all" else f"WHERE coalesce(b.{part}, a.{part})::VARCHAR = $value"
+    return one(f"SELECT {counted} FROM {a} AS a FULL JOIN {b} AS b USING (sample_id) {wanted}", value=value)
+
+
+_PREVIOUS = (
+    "SELECT max(selection_version) FROM selections WHERE selection_version < $v "
+    "AND target = (SELECT target FROM selections WHERE selection_version = $v)"
+)
+
+
+def _simple(one: Any, field: str) -> float:
+    queries = {
+        "pulls.reward": "SELECT reward FROM pulls WHERE selection_version = $v AND sample_id = $key",
+        "pulls.n": "SELECT count(*) FROM pulls WHERE selection_version = $v",
+        "previous.selection_version": _PREVIOUS,
+        "previous.pool_version": "SELECT pool_version FROM selections WHERE selection_version = "
+        f"({_PREVIOUS})",
+    }
+    return one(queries[field])
+
+
+def stray_digits(page: ReportPage) -> list[str]:
+    """Return pieces of prose with a number that says not where it is from; 95 % is of every interval."""
+    return [text for text in page.prose if re.search(r"\d", text.replace("95 %", ""))]

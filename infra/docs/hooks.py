@@ -18,6 +18,7 @@ from site_parts.figures import (
     policies_table,
     projections_table,
     reselection_table,
+    scale_table,
     side_information_table,
     speed_table,
 )
@@ -39,6 +40,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "figures.projections": lambda: projections_table(RESULTS),
     "figures.speed": lambda: speed_table(RESULTS),
     "figures.reselection": lambda: reselection_table(RESULTS),
+    "figures.scale": lambda: scale_table(RESULTS),
 }
 
 

@@ -75,6 +75,7 @@ def test_what_a_page_shows_can_be_done(page, runs):
 def test_the_pages_leave_what_they_speak_of(runs):
     tutorial = runs("tutorial.md").folder
     assert len((tutorial / "selected.jsonl").read_text("utf-8").splitlines()) == 100
+    assert "<svg" in (tutorial / "report.html").read_text("utf-8")
     exports = runs("how-to/export.md").folder
     assert {path.suffix for path in exports.glob("selected.*")} == {".jsonl", ".parquet"}
     assert (runs("guides/researcher.md").folder / "comparison" / "comparison.csv").is_file()

@@ -95,11 +95,12 @@ def test_columns_are_those_of_a_catalog():
         figures.projections_table,
         figures.speed_table,
         figures.reselection_table,
+        figures.scale_table,
     ],
     ids=lambda make: make.__name__,
 )
 def test_a_table_of_figures_names_its_command(make):
-    assert re.search(r"^Made by `python benchmarks/\w+\.py .*`\.$", make(RESULTS), re.MULTILINE)
+    assert re.search(r"^Made by `python benchmarks/\w+\.py.*`\.$", make(RESULTS), re.MULTILINE)
 
 
 def test_figures_are_those_of_the_results():

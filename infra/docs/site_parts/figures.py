@@ -122,6 +122,36 @@ def reselection_table(results: Path) -> str:
     return table(["", "the first run", "re-selection"], rows) + captured + made
 
 
+def scale_table(results: Path) -> str:
+    """Return how long it takes to read a large pool, and to decide over one, without any gradient."""
+    ingest, bandit = _read(results / "ingest.json"), _read(results / "bandit.json")
+    rows_read, first = ingest["workload"]["rows"], ingest["ingests"]["first"]
+    again, draws, regression = ingest["ingests"]["again"], bandit["ucb_beta"], bandit["linucb"]
+    rows = [
+        [
+            f"ingest of {rows_read:,} rows",
+            f"{first['seconds']:.0f} s",
+            f"{first['peak_memory_mib'] / 1024:.1f} GiB",
+        ],
+        [
+            "the same with nothing changed",
+            f"{again['seconds']:.0f} s",
+            f"{again['peak_memory_mib'] / 1024:.1f} GiB",
+        ],
+        [
+            f"`ucb_beta`: {draws['pulls']:,} draws, one a round, {draws['samples']:,} samples",
+            f"{draws['ours_seconds']:.1f} s",
+            "–",
+        ],
+        [
+            f"`linucb`: {regression['pulls']:,} draws, {regression['rounds']} rounds, the same samples",
+            f"{regression['seconds']:.0f} s",
+            f"{regression['peak_memory_gib']:.1f} GiB",
+        ],
+    ]
+    return table(["", "time", "peak memory"], rows) + _made_by([ingest, bandit])
+
+
 def _selection(results: Path) -> dict[str, Result]:
     return {target: _read(results / f"selection-{target}.json") for target in TARGETS}
 

@@ -30,7 +30,7 @@ test test-slow: export HF_HUB_OFFLINE := 1
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check lint format clean
+.PHONY: help setup demo test test-slow check lint format docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ format: .venv/.locked  ## format the code and apply the safe fixes
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: build/docs-tools/.locked .venv/.locked  ## build the documentation into build/site; a warning fails it
+	PYTHONPATH=build/docs-tools $(BIN)/python -m mkdocs build --quiet --strict --clean
+	@echo "The documentation is in build/site/index.html"
+
 clean:  ## remove caches and build output; .venv and state folders (.clusterucb) stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -71,4 +75,11 @@ clean:  ## remove caches and build output; .venv and state folders (.clusterucb)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --no-compile -r requirements.lock
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	touch $@
+
+# Beside .venv, which stays what its lock says. The other variable silences what Material prints about MkDocs 2.
+docs: export NO_MKDOCS_2_WARNING := 1
+build/docs-tools/.locked: requirements-docs.lock | .venv/.locked
+	rm -rf build/docs-tools
+	$(BIN)/python -m pip install -qq --no-deps --no-compile --target build/docs-tools -r requirements-docs.lock
 	touch $@

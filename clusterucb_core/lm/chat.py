@@ -1,15 +1,20 @@
 """Conversations to tokens, with loss on the assistant's turns only."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 
+from clusterucb_core.errors import InvalidPool
 from clusterucb_core.lm.spans import Span, assistant_spans, opening_text
 from clusterucb_core.lm.templates import ChatFormat, RenderError, chat_format
 from clusterucb_core.lm.windows import NO_TURN, fit_window
-from clusterucb_core.records import Exclusion, IntArray, Message, TokenizedSample
+from clusterucb_core.records import Exclusion, IntArray, Message, Role, TokenizedSample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "ChatFormat",
@@ -19,6 +24,7 @@ __all__ = [
     "prompt_text",
     "tokenize",
     "tokenize_batch",
+    "tokenize_messages",
 ]
 
 STAGE = "tokenize"
@@ -83,6 +89,41 @@ def exchange_text(chat: ChatFormat, messages: Sequence[Message]) -> tuple[str, s
     return text[:start], text[start:end]
 
 
+def tokenize_messages(
+    tokenizer: "PreTrainedTokenizerBase",
+    conversations: Sequence[Sequence[Mapping[str, str]]],
+    *,
+    max_length: int,
+    template: str | None = None,
+) -> list[TokenizedSample]:
+    """Return conversations of one's own as tokens with labels, all of them and in their order.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        conversations: lists of turns such as `{"role": "user", "content": "Hello"}`, with an answer in each.
+        max_length: limit in tokens; longer prompts are cut from the left.
+        template: as `chat_format` takes it.
+
+    Returns:
+        Records as `tokenize` gives them; `sample_id` is the place in the list.
+
+    Raises:
+        InvalidPool: a conversation has another role, or no token to learn from.
+        InvalidConfig, InvalidModel: as `chat_format`.
+    """
+    pairs = [(str(place), _messages(place, turns)) for place, turns in enumerate(conversations)]
+    outcomes = tokenize_batch(chat_format(tokenizer, template), pairs, max_length=max_length)
+    samples = [outcome.sample for outcome in outcomes if isinstance(outcome, Tokenized)]
+    excluded = [outcome for outcome in outcomes if isinstance(outcome, Exclusion)]
+    if excluded:
+        first = excluded[0]
+        raise InvalidPool(
+            f"{len(excluded)} of {len(outcomes)} conversations cannot be used, the first is number "
+            f"{first.sample_id} ({first.reason}: {first.detail}); leave them out"
+        )
+    return samples
+
+
 def tokenize(
     chat: ChatFormat, sample_id: str, messages: Sequence[Message], *, max_length: int
 ) -> TokenizedSample | Exclusion:
@@ -128,6 +169,16 @@ def tokenize_batch(
                 _finish(chat, sample_id, next(encodings), spans=outcome[1], max_length=max_length)
             )
     return outcomes
+
+
+def _messages(place: int, turns: Sequence[Mapping[str, str]]) -> list[Message]:
+    unknown = {turn["role"] for turn in turns} - set(get_args(Role))
+    if unknown:
+        raise InvalidPool(
+            f"conversation number {place} has the role {min(unknown)!r}; known are "
+            f"{', '.join(get_args(Role))}"
+        )
+    return [Message(cast("Role", turn["role"]), turn["content"]) for turn in turns]
 
 
 def _rendered(

@@ -56,7 +56,7 @@ def test_an_unforeseen_error_ends_with_1_and_names_its_kind(call, monkeypatch):
     def fail():
         raise ZeroDivisionError("by zero\x1b[2J")
 
-    monkeypatch.setattr("flows.commands.versions._catalog", fail)
+    monkeypatch.setattr("flows.commands.versions.catalog_file", fail)
     outcome = call("list")
     assert outcome.code == 1
     assert outcome.err.startswith("error: ZeroDivisionError: by zero [2J\n--debug")
@@ -66,7 +66,7 @@ def test_an_interrupt_ends_with_130(call, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.commands.versions._catalog", interrupt)
+    monkeypatch.setattr("flows.commands.versions.catalog_file", interrupt)
     outcome = call("list")
     assert outcome.code == 130
     assert outcome.err.startswith("interrupted; ")

@@ -16,6 +16,7 @@ from clusterucb_core.demo import write_demo
 from clusterucb_core.demo.tiny_model import TinyModelRecipe
 from clusterucb_core.erasure import ErasureResult, erase_samples
 from clusterucb_core.export import export_selection
+from clusterucb_core.export.sample_files import DATASETS_FILE
 from clusterucb_core.pool.ingest import ingest_counts
 from clusterucb_core.report import write_report
 from clusterucb_core.stages.features import open_store
@@ -82,7 +83,7 @@ def erased(plain, plain_bytes, find_text, tmp_path_factory) -> Erased:
     home, exports = folder / "home", folder / "exports"
     first = plain.run_plain(config, home, *SMALL)
     workspace = first.plan.workspace
-    for shape in ("jsonl", "parquet"):
+    for shape in ("jsonl", "parquet", "datasets"):
         export_selection(workspace.catalog, 1, exports / f"out.{shape}", format=shape)
     write_report(workspace, 1, exports / "report.html")
     backup_catalog(workspace)
@@ -177,7 +178,14 @@ def holding_bytes(folder: Path, rows: list[bytes]) -> list[str]:
 
 def test_the_search_finds_the_text_and_the_features_before(erased):
     names = {Path(path).name for path in erased.before}
-    assert names >= {"catalog.duckdb", "samples.parquet", "out.jsonl", "out.parquet", "report.html"}
+    assert names >= {
+        "catalog.duckdb",
+        "samples.parquet",
+        "out.jsonl",
+        "out.parquet",
+        Path(DATASETS_FILE).name,
+        "report.html",
+    }
     assert any(name.startswith("catalog-") for name in names), "the backup"
     catalogs = [erased.home / "catalog.duckdb", *(erased.home / "backups").iterdir()]
     assert erased.raw_before >= {str(path) for path in catalogs}
@@ -210,6 +218,8 @@ def test_exports_lack_the_sample_and_keep_their_ranks(erased):
     assert erased.sample_id not in table["sample_id"].to_list()
     assert (len(table), table["rank"].max()) == (14, 15)
     assert len((erased.exports / "out.jsonl").read_text().splitlines()) == 14
+    assert len(pl.read_parquet(erased.exports / "out.datasets" / DATASETS_FILE)) == 14
+    assert "14 conversations to fine-tune on" in (erased.exports / "out.datasets" / "README.md").read_text()
 
 
 def test_the_weights_that_learned_from_it_and_its_source_row_are_named(erased):

@@ -78,7 +78,7 @@ def result_of(script: str, folder: Path, *arguments: object, packages: str = "")
     }
     line = [sys.executable, "-W", "error", "-c", script, *map(str, arguments)]
     done = subprocess.run(
-        line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        line, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""
@@ -132,7 +132,7 @@ def trl_packages(tmp_path_factory) -> str:
         "-r",
         str(lock),
     ]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=900, check=False)
     if done.returncode != 0 and NO_REGISTRY.search(done.stderr):
         pytest.skip(f"TRL is not installed and no package registry can be reached: {done.stderr[-300:]}")
     assert done.returncode == 0, done.stderr[-3000:]

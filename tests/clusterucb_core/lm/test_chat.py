@@ -3,7 +3,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from clusterucb_core.lm.chat import Tokenized, chat_format, prompt_text, tokenize, tokenize_batch
+from clusterucb_core.errors import InvalidPool
+from clusterucb_core.lm.chat import (
+    Tokenized,
+    chat_format,
+    prompt_text,
+    tokenize,
+    tokenize_batch,
+    tokenize_messages,
+)
 from clusterucb_core.records import Exclusion, Message
 
 CHATML = (
@@ -241,3 +249,30 @@ def test_the_prompt_ends_where_the_assistant_begins(make_tokenizer, template, ex
     chat = chat_format(make_tokenizer(template=template), None)
     assert prompt_text(chat, HELLO) == expected
     assert prompt_text(chat, HELLO[:1]) == expected
+
+
+def test_messages_of_ones_own_are_tokenised_as_those_of_a_pool(make_tokenizer):
+    tokenizer = make_tokenizer(template=CHATML)
+    own = [[{"role": m.role, "content": m.content} for m in found] for found in (TWO_TURNS, HELLO)]
+    found = tokenize_messages(tokenizer, own, max_length=64)
+    assert [sample.sample_id for sample in found] == ["0", "1"]
+    for sample, messages in zip(found, (TWO_TURNS, HELLO), strict=True):
+        wanted = tokenize(chat_format(tokenizer, None), "", messages, max_length=64)
+        np.testing.assert_array_equal(sample.input_ids, wanted.input_ids)
+        np.testing.assert_array_equal(sample.labels, wanted.labels)
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([{"role": "user", "content": "Hello"}], "1 of 2 .* number 1 .no_supervised_token.*leave them out"),
+        (
+            [{"role": "tool", "content": "x"}],
+            "number 1 has the role 'tool'; known are system, user, assistant",
+        ),
+    ],
+)
+def test_a_conversation_that_cannot_be_learned_from_is_no_silence(make_tokenizer, turns, message):
+    good = [{"role": m.role, "content": m.content} for m in HELLO]
+    with pytest.raises(InvalidPool, match=message):
+        tokenize_messages(make_tokenizer(), [good, turns], max_length=64)

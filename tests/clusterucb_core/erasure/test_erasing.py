@@ -167,7 +167,7 @@ def test_an_erasure_killed_before_an_export_is_recorded_again_is_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("clusterucb_core.export._record", killed)
+        patch.setattr("clusterucb_core.export.exporting._record", killed)
         with pytest.raises(KeyboardInterrupt):
             erase(workspace, "a")
     assert len(erase(workspace, "a").exports["rewritten"]) == 4

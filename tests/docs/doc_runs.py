@@ -144,8 +144,10 @@ def copy_tree(run: PageRun) -> None:
 def environment_in(folder: Path) -> dict[str, str]:
     """Return the environment of commands: what configures a run is left out, and byte code is kept.
 
-    Each of many processes would compile the libraries anew where their folders have no byte code.
+    Each of many processes would compile the libraries anew where their folders have no byte code. On a busy
+    machine a Prefect server takes minutes to start.
     """
     ours = ("CLUSTERUCB_", "PREFECT_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {"PYTHONPYCACHEPREFIX": str(folder / "byte code"), **kept, "HF_HUB_OFFLINE": "1"}
+    patience = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600"}
+    return {"PYTHONPYCACHEPREFIX": str(folder / "byte code"), **kept, **patience, "HF_HUB_OFFLINE": "1"}

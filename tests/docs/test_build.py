@@ -24,7 +24,7 @@ def build(folder: Path, text: str) -> tuple[int, str]:
         (folder / "docs" / name).write_bytes((ROOT / "docs" / name).read_bytes())
     (folder / "docs" / "index.md").write_text(text, "utf-8")
     settings = re.sub(r"^nav:\n(?: .*\n)*", "", (ROOT / "mkdocs.yml").read_text("utf-8"), flags=re.MULTILINE)
-    settings = settings.replace("hooks: [infra", f"hooks: [{ROOT}/infra")
+    settings = settings.replace("hooks: [infra", f"hooks: [{ROOT}/infra").replace("[.]", f"[{ROOT}]")
     (folder / "mkdocs.yml").write_text(settings, "utf-8")
     environment = os.environ | {"PYTHONPATH": f"{TOOLS}{os.pathsep}{ROOT}", "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(

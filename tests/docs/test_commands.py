@@ -49,17 +49,21 @@ def runs(tmp_path_factory):
     base = tmp_path_factory.mktemp("pages")
     write_project(base / "project")
     done: dict[str, PageRun] = {}
+    begun: set[str] = set()
 
     def follow(page: str) -> PageRun:
         if page in done:
             return done[page]
+        assert page not in begun, f"{page} has failed before"
+        begun.add(page)
         before = follow(GOES_ON_FROM[page]) if page in GOES_ON_FROM else None
         folder = before.folder if before else base / re.sub(r"\W", "-", page)
         if before is None:
             shutil.copytree(base / "project", folder)
-        done[page] = PageRun(folder, environment_in(base))
-        play(page, done[page], elsewhere=elsewhere)
-        return done[page]
+        run = PageRun(folder, environment_in(base))
+        play(page, run, elsewhere=elsewhere)
+        done[page] = run
+        return run
 
     return follow
 

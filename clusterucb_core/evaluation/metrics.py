@@ -27,24 +27,26 @@ class RowScores:
 def report_results(report: dict[str, Any], subject: str) -> Iterator[EvalResult]:
     """Give one result for each metric of each task and group of a report.
 
-    The interval is the value plus and minus 1.96 standard errors, cut to 0..1 for shares such as accuracy.
-    Where lm-eval knows no standard error, as with a single row, it is 0..1 for shares and NaN for the rest.
-    A perplexity has the exponential of the interval of its logarithm, see `row_scores`.
+    A share of rows that are each right or wrong has the interval of Wilson (1927), which has a width where
+    all are wrong, too. Otherwise it is the value plus and minus 1.96 standard errors, cut to 0..1 for shares
+    such as accuracy. Where lm-eval knows no standard error, as with a single row, it is 0..1 for shares and
+    NaN for the rest. A perplexity has the exponential of the interval of its logarithm, see `row_scores`.
 
     Args:
-        report: what `lm_eval.evaluator.evaluate` returns; where it holds no samples, a perplexity has no
-            interval.
+        report: what `lm_eval.evaluator.evaluate` returns; without samples there are standard errors alone.
         subject: what was evaluated.
     """
     counts = {task: count["effective"] for task, count in report["n-samples"].items()}
-    logarithms = {(item.task, item.metric): item.values for item in row_scores(report)}
+    scores = {(item.task, item.metric): item.values for item in row_scores(report)}
     for task, values in report["results"].items():
         for (name, kept_by), metric in _metric_names(values).items():
             value = float(values[f"{name},{kept_by}"])
             low, high = _interval(name, value, values.get(f"{name}_stderr,{kept_by}"))
-            logarithm = logarithms.get((task, f"log_{metric}"))
+            rows, logarithm = scores.get((task, metric)), scores.get((task, f"log_{metric}"))
             if logarithm is not None:
                 low, high = _exponential_interval(logarithm)
+            elif rows is not None and name.startswith(_SHARES) and np.isin(rows, (0.0, 1.0)).all():
+                low, high = _wilson_interval(value, len(rows))
             yield EvalResult(subject, task, metric, value, low, high, _count(task, report, counts))
 
 
@@ -100,6 +102,13 @@ def _linearised(seen: Sequence[Any], value: float) -> FloatArray | None:
     if not math.isfinite(ratio) or not math.isclose(math.exp(ratio), value, rel_tol=1e-9):
         return None
     return ratio + (-log_likelihoods - weights * ratio) / weights.mean()
+
+
+def _wilson_interval(share: float, n: int) -> tuple[float, float]:
+    square = _NORMAL_95**2 / n
+    middle = (share + square / 2) / (1 + square)
+    half = math.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _exponential_interval(logarithms: FloatArray) -> tuple[float, float]:

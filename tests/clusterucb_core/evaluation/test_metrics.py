@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from clusterucb_core.evaluation.metrics import report_results, row_scores, within_share
 
@@ -112,3 +113,18 @@ def test_a_perplexity_has_the_interval_of_its_logarithm():
 def test_only_shares_stay_within_0_and_1():
     assert within_share("acc_norm", -0.1, 1.2) == (0.0, 1.0)
     assert within_share("loss", -0.1, 1.2) == (-0.1, 1.2)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 12), (3, 4), (12, 12), (40, 100)])
+def test_right_and_wrong_rows_have_the_interval_of_wilson(hits, n):
+    rows = [{"doc_id": i, "filter": "none", "acc": float(i < hits)} for i in range(n)]
+    report = {
+        "results": {"t": {"acc,none": hits / n, "acc_stderr,none": 0.0}},
+        "n-samples": {"t": {"original": n, "effective": n}},
+        "group_subtasks": {},
+        "higher_is_better": {"t": {"acc": True}},
+        "samples": {"t": rows},
+    }
+    (result,) = report_results(report, "s")
+    expected = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    assert (result.low, result.high) == pytest.approx(tuple(expected), abs=1e-4)

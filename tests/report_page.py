@@ -97,6 +97,13 @@ def expected(con: Any, version: int, field: str, key: str) -> float:
             return one(f"SELECT {name} FROM pools WHERE pool_version = $pool", pool=pool)
         case "evaluations":
             return _evaluation(one, name, key)
+        case "comparisons":
+            task, metric, baseline = key.split("|")
+            return one(
+                f"SELECT {name} FROM comparisons WHERE selection_version = $v AND task = $task "
+                "AND metric = $metric AND baseline = $baseline",
+                task=task, metric=metric, baseline=baseline,
+            )  # fmt: skip
         case "cost":
             text = one("SELECT cost::VARCHAR FROM selections WHERE selection_version = $v")
             return json.loads(text)[key][name]

@@ -230,7 +230,7 @@ def _in_memory(path: Path) -> dict[str, Any]:
     return task
 
 
-def _imported(_: yaml.SafeLoader, node: yaml.ScalarNode) -> Callable[..., object]:
+def _imported(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Callable[..., object]:
     module, _, function = str(node.value).rpartition(".")
     return getattr(importlib.import_module(module), function)
 

@@ -20,6 +20,7 @@ from clusterucb_core.store import (
     previous_selection,
     run_stages,
     selection_clusters,
+    selection_comparisons,
     selection_difference,
     selection_evaluations,
     selection_pulls,
@@ -62,6 +63,7 @@ class ReportContent:
     summary: SelectionSummary
     pool: PoolVersion
     evaluations: tuple[dict[str, Any], ...]
+    comparisons: tuple[dict[str, Any], ...]
     sources: tuple[dict[str, Any], ...]
     clusters: tuple[dict[str, Any], ...]
     examples: Mapping[int, tuple[ShownSample, ...]]
@@ -108,6 +110,7 @@ def read_content(catalog: Path, version: int | None, *, texts: bool) -> ReportCo
             summary=summary,
             pool=pool_version(con, summary.pool_version),
             evaluations=tuple(selection_evaluations(con, number).to_dicts()),
+            comparisons=tuple(selection_comparisons(con, number).to_dicts()),
             sources=tuple(selection_sources(con, number).to_dicts()),
             clusters=tuple(selection_clusters(con, number).to_dicts()),
             examples={

@@ -59,6 +59,7 @@ def render_page(content: ReportContent, *, laid_out: PoolMap | str, digests: Map
     text = page.render(
         facts=content,
         number=_number,
+        verdict=_verdict,
         style=Markup(style),  # noqa: S704 - our own file
         **_quality(content),
         **_cost(content),
@@ -91,6 +92,9 @@ def _quality(content: ReportContent) -> dict[str, Any]:
     p = content.summary.separation_p
     return {
         "evaluations": rows,
+        "comparisons": [
+            row | {"key": f"{row['task']}|{row['metric']}|{row['baseline']}"} for row in content.comparisons
+        ],
         "scores": scores,
         "measured": own,
         "losses": losses,
@@ -136,6 +140,16 @@ def _cost(content: ReportContent) -> dict[str, Any]:
         "flops_share": None if flops is None or not full else flops / full,
         "run": _run_cost(content.periods),
     }
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """Return which side a difference speaks for: neither where its interval holds 0."""
+    low, high, higher_is_better = row["low"], row["high"], row["higher_is_better"]
+    if low is None or high is None or higher_is_better is None:
+        return ABSENT
+    if low <= 0.0 <= high:
+        return "neither"
+    return "the selection" if (low > 0.0) == higher_is_better else "the baseline"
 
 
 def _run_cost(periods: Sequence[SelectionSummary]) -> dict[str, float | None] | None:

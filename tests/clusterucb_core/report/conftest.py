@@ -9,11 +9,13 @@ import pytest
 
 from clusterucb_core.records import StageTime
 from clusterucb_core.store import (
+    ComparisonRow,
     EvaluationRow,
     SelectionDraft,
     open_catalog,
     publish_selections,
     record_clusters,
+    record_comparisons,
     record_evaluations,
     record_pool,
     record_stages,
@@ -103,6 +105,18 @@ def evaluations(run: str, version: int) -> list[EvaluationRow]:
     return rows
 
 
+def comparisons(run: str, version: int) -> list[ComparisonRow]:
+    made = {
+        "random": (-0.6, -0.8, -0.4, False),
+        "full": (0.1, -0.05, 0.25, False),
+        "zero_shot": (2.0, 1.0, 3.0, True),
+    }
+    return [
+        ComparisonRow(version, run, "sums & <b>", name, "sums & <b>", "loss", value, low, high, higher, 50, 2)
+        for name, (value, low, high, higher) in made.items()
+    ]
+
+
 @pytest.fixture
 def catalog(tmp_path, kept_catalog):
     """A catalog of a test's own."""
@@ -146,6 +160,7 @@ def kept_catalog(tmp_path_factory):
         publish_selections(con, [draft("run-1", list(range(30)))])
         publish_selections(con, [draft("run-2", list(range(10, 50)))])
         record_evaluations(con, evaluations("run-2", 2))
+        record_comparisons(con, comparisons("run-2", 2))
         times = [
             StageTime(stage=name, calls=3, cached=1, seconds=12.34) for name in ("warmup", "cluster pool")
         ]

@@ -109,6 +109,12 @@ def test_a_page_warns_of_chance_and_tells_what_is_missing_of_a_text(catalog, tex
     assert all(words in changed and words not in text for words in told)
 
 
+def test_a_difference_speaks_for_a_side_only_where_its_interval_holds_no_zero(text):
+    table = text[text.index("This selection less each baseline") :]
+    told = re.findall(r"</td><td class=\"text\">(the selection|the baseline|neither)</td>", table)
+    assert told == ["neither", "the selection", "the selection"]
+
+
 def test_the_configuration_and_the_digests_are_told(text):
     assert "base: models/&lt;i&gt;" in text
     for told in ("key of run-2", "flow-1", "<code>m</code>"):

@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import ClassVar, Literal, assert_never, cast, get_args
 
 from clusterucb_core.errors import InvalidPool
-from clusterucb_core.pool.conversations import (
-    content_id,
-    content_of,
-    conversation,
-    is_placeholder,
-    role_of,
-    text_of,
-    type_name,
-)
+from clusterucb_core.pool.conversations import content_id, conversation, type_name
 from clusterucb_core.pool.message_trees import tree_paths
 from clusterucb_core.pool.quarantine import BadRow, RawRow, Reason, Unusable, bad_row
 from clusterucb_core.pool.rows import read_rows
+from clusterucb_core.pool.turns import (
+    first_text,
+    first_value,
+    history_turns,
+    instance_turns,
+    outline,
+    pair,
+    system_turns,
+    turns_of,
+    with_input,
+)
 from clusterucb_core.records import Message, Sample
 
 # So many rows of other keys may come before the first one of a known shape.
@@ -236,25 +239,13 @@ def _absent(shape: Shape, row: Mapping[str, object]) -> list[str]:
 def _unknown_shape(value: object, shapes: Sequence[Shape]) -> str:
     known = "; ".join(f"{shape.name} ({_needs(shape)})" for shape in shapes)
     return (
-        f"no reader knows the shape of its rows; the first one has {_outline(value)}. Known shapes: {known}. "
+        f"no reader knows the shape of its rows; the first one has {outline(value)}. Known shapes: {known}. "
         "Rename the keys or columns to those of a known shape, or take the file out of pool.sources"
     )
 
 
 def _needs(shape: Shape) -> str:
     return ", ".join("|".join(keys) for keys in shape.needs)
-
-
-def _outline(value: object) -> str:
-    """Return what a row is made of, free of characters that a terminal or a table cannot show."""
-    match value:
-        case dict():
-            return f"the keys {list(cast('dict[str, object]', value))[:40]!a}"
-        case tuple():
-            columns = cast("tuple[str, ...]", value)
-            return f"{len(columns)} columns and no header of known names: {[c[:40] for c in columns[:8]]!a}"
-        case _:
-            return f"no keys: it is {type_name(value)}"
 
 
 def _read_row(shape: Shape, row: RawRow, *, source: str, min_chars: int) -> ReadRow:
@@ -299,112 +290,37 @@ def _fields(shape: Shape, value: object) -> Mapping[str, object]:
     row = cast("dict[str, object]", value)
     if not _fits(shape, row):
         absent = _absent(shape, row)
-        raise Unusable(Reason.MISSING_FIELD, f"{', '.join(absent)} is missing; the row has {_outline(row)}")
+        raise Unusable(Reason.MISSING_FIELD, f"{', '.join(absent)} is missing; the row has {outline(row)}")
     return row
 
 
 def _conversations(shape: Shape, row: Mapping[str, object]) -> Iterable[Sequence[Message] | Unusable]:
     match shape:
         case Messages():
-            return [_turns(row["messages"], "messages")]
+            return [turns_of(row["messages"], "messages")]
         case ShareGpt():
-            turns = _turns(row["conversations"], "conversations")
-            return [turns if turns and turns[0].role == "system" else [*_system(row), *turns]]
+            turns = turns_of(row["conversations"], "conversations")
+            return [turns if turns and turns[0].role == "system" else [*system_turns(row), *turns]]
         case Instances():
-            return _instance_turns(row)
+            return instance_turns(row)
         case MessageTree():
             return tree_paths(row["prompt"])
         case Alpaca():
-            prompt = _with_input(_first_text(row, "instruction"), _first(row, "input", "context"))
-            answer = _first_text(row, "output", "response")
-            return [[*_system(row), *_history(row), *_pair(prompt, answer)]]
+            prompt = with_input(first_text(row, "instruction"), first_value(row, "input", "context"))
+            answer = first_text(row, "output", "response")
+            return [[*system_turns(row), *history_turns(row), *pair(prompt, answer)]]
         case FlanCot():
-            return [_pair(_unescaped(row, "input"), _rationale_and_answer(row))]
+            return [pair(_unescaped(row, "input"), _rationale_and_answer(row))]
         case PromptCompletion():
-            return [_pair(_first_text(row, "prompt"), _first_text(row, "completion"))]
+            return [pair(first_text(row, "prompt"), first_text(row, "completion"))]
         case QuestionAnswer():
-            return [_pair(_first_text(row, "question"), _first_text(row, "answer"))]
+            return [pair(first_text(row, "question"), first_text(row, "answer"))]
         case _:
             assert_never(shape)
 
 
-def _pair(prompt: str, answer: str) -> tuple[Message, Message]:
-    return Message("user", prompt), Message("assistant", answer)
-
-
-def _first(row: Mapping[str, object], *keys: str) -> object:
-    for key in keys:
-        value = row.get(key)
-        if value is not None:
-            return value
-    return None
-
-
-def _first_text(row: Mapping[str, object], *keys: str) -> str:
-    return text_of(_first(row, *keys), " or ".join(keys))
-
-
-def _with_input(instruction: str, value: object) -> str:
-    text = "" if value is None else text_of(value, "input")
-    return instruction.strip() if is_placeholder(text) else f"{instruction.strip()}\n\n{text.strip()}"
-
-
-def _system(row: Mapping[str, object]) -> list[Message]:
-    value = row.get("system")
-    return [] if value is None else [Message("system", text_of(value, "system"))]
-
-
-def _history(row: Mapping[str, object]) -> list[Message]:
-    value = row.get("history") or []
-    if not isinstance(value, list):
-        raise Unusable(Reason.WRONG_TYPE, f"history is {type_name(value)}, a list is wanted")
-    turns: list[Message] = []
-    for at, pair in enumerate(cast("list[object]", value)):
-        if not isinstance(pair, list) or len(cast("list[object]", pair)) != 2:
-            raise Unusable(Reason.WRONG_TYPE, f"history[{at}] is no pair of a prompt and its answer")
-        prompt, answer = cast("list[object]", pair)
-        turns += _pair(text_of(prompt, f"history[{at}][0]"), text_of(answer, f"history[{at}][1]"))
-    return turns
-
-
-def _turns(value: object, field: str) -> list[Message]:
-    if not isinstance(value, list):
-        raise Unusable(Reason.WRONG_TYPE, f"{field} is {type_name(value)}, a list is wanted")
-    return [_turn(turn, f"{field}[{at}]") for at, turn in enumerate(cast("list[object]", value))]
-
-
-def _turn(value: object, field: str) -> Message:
-    if not isinstance(value, dict):
-        raise Unusable(Reason.WRONG_TYPE, f"{field} is {type_name(value)}, an object is wanted")
-    turn = cast("dict[str, object]", value)
-    role, content = _first(turn, "role", "from"), _first(turn, "content", "value")
-    if role is None or content is None:
-        detail = f"{field} lacks role and content, or from and value; it has {_outline(turn)}"
-        raise Unusable(Reason.MISSING_FIELD, detail)
-    return Message(role_of(role), content_of(content, field))
-
-
-def _instance_turns(row: Mapping[str, object]) -> Iterator[Sequence[Message] | Unusable]:
-    instruction, instances = _first_text(row, "instruction"), row["instances"]
-    if not isinstance(instances, list):
-        raise Unusable(Reason.WRONG_TYPE, f"instances is {type_name(instances)}, a list is wanted")
-    if not instances:
-        raise Unusable(Reason.NO_ANSWER, "instances is empty")
-    for at, value in enumerate(cast("list[object]", instances)):
-        try:
-            if not isinstance(value, dict):
-                raise Unusable(
-                    Reason.WRONG_TYPE, f"instances[{at}] is {type_name(value)}, an object is wanted"
-                )
-            instance = cast("dict[str, object]", value)
-            prompt = _with_input(instruction, _first(instance, "input"))
-            yield _pair(prompt, _first_text(instance, "output"))
-        except Unusable as finding:
-            yield finding
-
-
 def _unescaped(row: Mapping[str, object], key: str) -> str:
-    return _first_text(row, key).replace("\\n", "\n").strip()
+    return first_text(row, key).replace("\\n", "\n").strip()
 
 
 def _rationale_and_answer(row: Mapping[str, object]) -> str:

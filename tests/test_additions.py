@@ -84,7 +84,7 @@ def test_a_pool_format_takes_its_file_only(copy):
     shapes = "# The first one that fits a row wins.\nShape = "
     with_edit(file, shapes, variant + shapes + "Riddle | ")
     with_edit(file, 'FormatName = Literal[\n    "auto",', 'FormatName = Literal[\n    "auto",\n    "riddle",')
-    case = '            return [_pair(_first_text(row, "riddle"), _first_text(row, "solution"))]\n'
+    case = '            return [pair(first_text(row, "riddle"), first_text(row, "solution"))]\n'
     start = "    match shape:\n        case Messages():"
     with_edit(file, start, f"    match shape:\n        case Riddle():\n{case}        case Messages():")
     assert changed_files(copy) == ["clusterucb_core/pool/formats.py"]

@@ -89,6 +89,10 @@ def test_loggers_are_as_they_were_after_a_run(tmp_path):
     assert [(logging.getLogger(n).level, list(logging.getLogger(n).handlers)) for n in names] == before
 
 
+# outside of a run Prefect has nowhere to send a line to
+UNSENT = {"send_to_api": False}
+
+
 def test_a_failed_run_is_told_by_its_caller_and_everything_else_by_prefect():
     from prefect.logging.handlers import PrefectConsoleHandler
 
@@ -98,10 +102,10 @@ def test_a_failed_run_is_told_by_its_caller_and_everything_else_by_prefect():
     try:
         with failures_told_by_caller():
             for name in ("prefect.flow_runs", "prefect.task_runs"):
-                logging.getLogger(name).error("it failed", exc_info=ValueError("why"))
-                logging.getLogger(name).warning("it waits")
+                logging.getLogger(name).error("it failed", exc_info=ValueError("why"), extra=UNSENT)
+                logging.getLogger(name).warning("it waits", extra=UNSENT)
             logging.getLogger("some.library").error("a fault")
-        logging.getLogger("prefect.flow_runs").error("after the block")
+        logging.getLogger("prefect.flow_runs").error("after the block", extra=UNSENT)
     finally:
         root.removeHandler(console)
     said = shown.getvalue()

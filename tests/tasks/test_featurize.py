@@ -104,6 +104,7 @@ def test_a_node_with_a_folder_of_its_own_computes_the_same_bytes_and_keeps_no_sh
     prepared, tmp_path, monkeypatch
 ):
     plan, space, tokens, ids = prepared
+    local = Workspace(home=str(tmp_path / "local"))
     mirrored = Workspace(home=str(tmp_path / "home"), storage_root=f"memory://{tmp_path.name}")
     store = open_store(mirrored.storage_root)
     for ref in (tokens, space.checkpoint.training):
@@ -111,7 +112,7 @@ def test_a_node_with_a_folder_of_its_own_computes_the_same_bytes_and_keeps_no_sh
     keywords = {"workspace": mirrored, "execution": plan.execution, "run_id": plan.run_id}
     jobs = plan_jobs(space, tokens, ids, states=states_space(space.model, space.checkpoint), **keywords)
     for job in jobs:
-        run_shard(job, plan.workspace, plan.execution)
+        run_shard(job, local, plan.execution)
     # from here on the folders of this machine are out of reach, but for the model
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(tmp_path / "node"))
@@ -125,4 +126,4 @@ def test_a_node_with_a_folder_of_its_own_computes_the_same_bytes_and_keeps_no_sh
     held = {path.parent.name for path in (tmp_path / "node").glob("clusterucb-*/*/*/*")}
     assert held == {"tokens", "training", "features"}
     for found in (space, states_space(space.model, space.checkpoint)):
-        assert (read_features(found, ids, mirrored) == read_features(found, ids, plan.workspace)).all()
+        assert (read_features(found, ids, mirrored) == read_features(found, ids, local)).all()

@@ -1,5 +1,6 @@
 """Runs whose artifacts lie in an object store, on workers that share no folder: the bytes of a local run."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -94,6 +95,16 @@ def files(root):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
 
+def stored(root):
+    """Return the same of an object store in a folder, whose files bear their SHA-256 before the name."""
+    kinds = ("features/*/*/*-features.npy", "draws/*/*-selected.parquet", "clustering/*/*-labels.npy")
+    found = {path for kind in kinds for path in root.glob(kind)}
+    return {
+        (path.parent / path.name.partition("-")[2]).relative_to(root).as_posix(): path.read_bytes()
+        for path in found
+    }
+
+
 def staged(home, address):
     return Workspace(home=str(home), storage_root=address).artifacts
 
@@ -120,7 +131,11 @@ def test_nodes_with_folders_of_their_own_give_the_bytes_of_a_local_run(run, loca
     node.mkdir()
     root = f"execution.storage_root={address}"
     home, _ = run(*RAY, root, TMPDIR=str(node))
-    assert (selection(home), files(staged(home, address))) == local
+    tables, kept = local
+    assert selection(home) == tables
+    assert stored(tmp_path / "objects") == kept
+    # this machine has fetched what its own stages read; hidden states that none asked for are not among it
+    assert files(staged(home, address)).items() <= kept.items()
     # what shards need came to the node by the store; what it computed went there, and nothing stayed
     (copies,) = node.glob("clusterucb-*/*")
     assert sorted(path.name for path in copies.iterdir()) == ["features", "tokens", "training"]
@@ -129,7 +144,8 @@ def test_nodes_with_folders_of_their_own_give_the_bytes_of_a_local_run(run, loca
     # another machine that starts with nothing finds all of it
     shutil.rmtree(home)
     elsewhere, result = run(root)
-    assert (selection(elsewhere), files(staged(elsewhere, address))) == local
+    assert selection(elsewhere) == tables
+    assert files(staged(elsewhere, address)).items() <= kept.items()
     assert result["work"] == {"gradient_evaluations": 0, "trainings": 0}
 
 
@@ -183,14 +199,19 @@ def s3(moto, tmp_path_factory):
 def test_a_bucket_of_s3_gives_the_bytes_of_a_local_run_and_no_secret_away(run, local, s3, tmp_path):
     home, _ = run(*RAY, "execution.storage_root=s3://pool/runs", TMPDIR=str(tmp_path), **s3)
     mirror = staged(home, "s3://pool/runs")
-    assert (selection(home), files(mirror)) == local
+    tables, kept = local
+    assert selection(home) == tables
+    assert files(mirror).items() <= kept.items()
     secret = s3["AWS_SECRET_ACCESS_KEY"].encode()
     assert [path for path in home.rglob("*") if path.is_file() and secret in path.read_bytes()] == []
     with urllib.request.urlopen(f"{s3['AWS_ENDPOINT_URL']}/pool?list-type=2&prefix=runs/features/") as answer:
         listed = answer.read().decode()
-    shards = {name.rsplit("/", 1)[0] for name in files(mirror) if name.startswith("features/")}
+    shards = {name: content for name, content in kept.items() if name.startswith("features/")}
     assert len(shards) > 4
-    assert all(f"runs/{shard}/index.json" in listed for shard in shards)
+    for name, content in shards.items():
+        folder, _, file = name.rpartition("/")
+        assert f"runs/{folder}/index.json" in listed
+        assert f"runs/{folder}/{hashlib.sha256(content).hexdigest()}-{file}" in listed
 
 
 def test_check_tells_whether_a_bucket_can_be_used_and_leaves_nothing_there(config, environment, s3, tmp_path):

@@ -170,7 +170,8 @@ def _refuse_shared_rows(validation: tuple[TargetRow, ...], test: tuple[TargetRow
         if (prompt, row.choices) in prompts:
             raise InvalidTarget(
                 f"target {name!r}: test row {number} has the prompt of validation row "
-                f"{prompts[prompt, row.choices]} ({prompt[:80]!r}); keep it in one split only"
+                f"{prompts[prompt, row.choices]} ({prompt[:80]!r}); keep it in one split only: "
+                "one file serves as both where each of its rows has a key `split`"
             )
 
 

@@ -28,12 +28,14 @@ def report(version: Version, out: PageFile = None, as_json: AsJson = False) -> N
     page needs nothing else and opens offline.
     """
     wanted = version_number(version)
-    from clusterucb_core.report import write_report
     from clusterucb_core.store import open_catalog
-    from clusterucb_core.workspace import Workspace
 
     with open_catalog(catalog_file(), read_only=True) as con:
         number = version_of(con, wanted)
+    # what draws takes seconds to import: an unknown version is refused without it
+    from clusterucb_core.report import write_report
+    from clusterucb_core.workspace import Workspace
+
     file = out or Path(f"selection-{number}.html")
     result = write_report(Workspace(home=str(state_folder())), number, file)
     if as_json:

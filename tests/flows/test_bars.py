@@ -190,14 +190,18 @@ def test_the_display_is_there_only_while_a_task_lasts():
 
 
 def test_a_terminal_that_is_gone_ends_nothing(monkeypatch):
+    tried = []
+
     class Gone(io.StringIO):
         def write(self, text):
+            tried.append(text)
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(logging, "raiseExceptions", False)
     shown = Bars(Console(file=Gone(), force_terminal=True))
     pace = Pace(LOG, "training", "optimiser steps", 20)
     shown.emit(record_of(pace))
+    assert tried, "the display did write"
 
 
 def record_of(pace):

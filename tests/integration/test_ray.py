@@ -33,6 +33,7 @@ SMALL = (
 RAY = ("execution.workers=2", "execution.device=cpu")
 TIMEOUT_S = 600
 LOOK_EVERY_S = 1
+ATTEMPTS = 3
 
 pytestmark = [
     pytest.mark.slow,
@@ -137,7 +138,10 @@ def on_threads(started):
 
 
 def kill_a_worker_in_mid_shard(run):
-    """Kill the first worker that is caught with an open draft; return its drafts and what was finished."""
+    """Kill the first worker that is caught with an open draft; return its drafts and what was finished.
+
+    Returns None where the run ended first: on a busy machine this process may sleep through every draft.
+    """
     deadline = time.monotonic() + TIMEOUT_S
     looked, workers = 0.0, []
     while run.process.poll() is None:
@@ -155,7 +159,7 @@ def kill_a_worker_in_mid_shard(run):
                     return drafts, finished
                 worker.resume()
         time.sleep(0.001)
-    pytest.fail("the run ended before a worker was caught in mid-shard")
+    return None
 
 
 def is_worker(process):
@@ -181,8 +185,13 @@ def test_a_cluster_of_the_run_gives_the_bytes_of_threads_and_ends_with_it(on_thr
 
 
 def test_a_worker_killed_in_mid_shard_costs_that_shard_and_nothing_else(on_threads, started):
-    run = started("execution.runner=ray", *RAY)
-    (draft,), finished = kill_a_worker_in_mid_shard(run)
+    for _ in range(ATTEMPTS):
+        run = started("execution.runner=ray", *RAY)
+        if caught := kill_a_worker_in_mid_shard(run):
+            break
+    else:
+        pytest.fail(f"{ATTEMPTS} runs ended before a worker was caught in mid-shard")
+    (draft,), finished = caught
     killed = f"{draft.parent.name}/{draft.name.split('.')[1]}"
     assert killed not in finished
     run.finish()

@@ -211,8 +211,11 @@ def _simple(one: Any, field: str) -> float:
 
 
 def stray_digits(page: ReportPage) -> list[str]:
-    """Return pieces of prose with a number that says not where it is from; 95 % is of every interval."""
-    return [text for text in page.prose if re.search(r"\d", text.replace("95 %", ""))]
+    """Return pieces of prose with a number that says not where it is from.
+
+    95 % is of every interval, and digits within a word are part of a name, such as gsm8k.
+    """
+    return [text for text in page.prose if re.search(r"(?<!\w)\d[\d.,]*(?!\w)", text.replace("95 %", ""))]
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,12 @@ def draw_bins(pulls: pl.DataFrame, k: int) -> tuple[DrawBin, ...]:
     return tuple(_bin(drawn.slice(start, stop - start), steps, levels) for start, stop in pairwise(edges))
 
 
+def thinned_rewards(pulls: pl.DataFrame, *, most: int) -> pl.DataFrame:
+    """Return the pulls whose reward is known, or evenly so many of them that at most `most` are left."""
+    rewarded = pulls.filter(pl.col("reward").is_not_null())
+    return rewarded.gather_every(max(1, -(-len(rewarded) // most)))
+
+
 def running_kth_best(pulls: pl.DataFrame, k: int) -> tuple[IntArray, FloatArray]:
     """Return the steps [m] from which on k rewards are known, and the k-th best reward [m] at each."""
     best: list[float] = []

@@ -20,7 +20,7 @@ from clusterucb_core.report.drawing import (
     new_figure,
     plain_axes,
 )
-from clusterucb_core.report.draws import DrawBin, running_kth_best
+from clusterucb_core.report.draws import DrawBin, running_kth_best, thinned_rewards
 from clusterucb_core.report.pool_map import PoolMap
 
 MOST_SOURCES, MOST_ARMS, MOST_DOTS = 14, 5, 1500
@@ -105,9 +105,7 @@ def rewards_figure(pulls: pl.DataFrame, k: int) -> str:
     figure = new_figure(3.3)
     axes = figure.subplots()
     plain_axes(axes)
-    dots = pulls.filter(pl.col("reward").is_not_null())
-    every = max(1, -(-len(dots) // MOST_DOTS))
-    thinned = dots.gather_every(every)
+    thinned = thinned_rewards(pulls, most=MOST_DOTS)
     for number, (kind, name) in enumerate(KINDS.items()):
         found = thinned.filter(kind=kind)
         if len(found):
@@ -121,7 +119,7 @@ def rewards_figure(pulls: pl.DataFrame, k: int) -> str:
                 alpha=0.6,
                 label=name,
             )
-    steps, levels = running_kth_best(dots, k)
+    steps, levels = running_kth_best(pulls, k)
     axes.plot(steps, levels, color=INK, linewidth=1.8, label="k-th best so far")
     axes.set_xlabel("draws")
     axes.set_ylabel("reward")

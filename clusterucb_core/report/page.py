@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from clusterucb_core.report.content import ReportContent
-from clusterucb_core.report.draws import draw_bins
+from clusterucb_core.report.draws import DrawBin, draw_bins, thinned_rewards
 from clusterucb_core.report.figures import (
     MOST_DOTS,
     balance_figure,
@@ -56,6 +56,7 @@ def render_page(content: ReportContent, *, laid_out: PoolMap | str, digests: Map
     )
     style, _, _ = environment.loader.get_source(environment, "style.css")  # pyright: ignore[reportOptionalMemberAccess]
     page = environment.get_template("page.html")
+    bandit = _bandit(content)
     text = page.render(
         facts=content,
         number=_number,
@@ -63,10 +64,10 @@ def render_page(content: ReportContent, *, laid_out: PoolMap | str, digests: Map
         style=Markup(style),  # noqa: S704 - our own file
         **_quality(content),
         **_cost(content),
-        **_bandit(content),
+        **bandit,
         **_origin(content),
         **_map(laid_out),
-        svg=_drawings(content, laid_out),
+        svg=_drawings(content, laid_out, bins=bandit["bins"]),
         provenance=_provenance(content, digests),
         commands=_commands(content),
         configuration=yaml.safe_dump(content.summary.config, sort_keys=False, allow_unicode=True),
@@ -177,12 +178,11 @@ def _origin(content: ReportContent) -> dict[str, Any]:
 
 
 def _bandit(content: ReportContent) -> dict[str, Any]:
-    rewarded = content.pulls["reward"].count()
-    every = max(1, -(-rewarded // MOST_DOTS))
+    shown = len(thinned_rewards(content.pulls, most=MOST_DOTS))
     return {
         "bins": draw_bins(content.pulls, content.summary.n_selected),
-        "thinned": every > 1,
-        "shown_draws": -(-rewarded // every),
+        "thinned": shown < content.pulls["reward"].count(),
+        "shown_draws": shown,
     }
 
 
@@ -197,14 +197,15 @@ def _map(laid_out: PoolMap | str) -> dict[str, Any]:
     return {"map": facts, "no_map": None}
 
 
-def _drawings(content: ReportContent, laid_out: PoolMap | str) -> dict[str, Markup | None]:
+def _drawings(
+    content: ReportContent, laid_out: PoolMap | str, *, bins: Sequence[DrawBin]
+) -> dict[str, Markup | None]:
     losses = [row for row in content.evaluations if row["metric"] == "loss" and row["value"] is not None]
     summary, k = content.summary, content.summary.n_selected
     stages = [
         (name, cost["flops"]) for name, cost in summary.cost.items() if name != FULL and cost.get("flops")
     ]
     full = summary.full_selection_flops
-    bins = draw_bins(content.pulls, k)
     drawn = content.pulls.height > 0
     found = {
         "loss": loss_figure(losses) if losses else None,

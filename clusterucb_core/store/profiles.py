@@ -119,6 +119,7 @@ def previous_selection(con: duckdb.DuckDBPyConnection, version: int) -> Selectio
     Raises:
         UnknownVersion: the catalog holds no such version.
     """
+    check_version(con, version)
     found = rows(
         con,
         """
@@ -128,7 +129,7 @@ def previous_selection(con: duckdb.DuckDBPyConnection, version: int) -> Selectio
             AND (earlier.run_id = this.run_id OR earlier.run_complete)
         ORDER BY earlier.run_id = this.run_id, earlier.selection_version DESC LIMIT 1
         """,
-        {"version": selection_summary(con, version).selection_version},
+        {"version": version},
     )
     return selection_summary(con, found[0][0]) if found else None
 

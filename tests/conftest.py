@@ -12,6 +12,11 @@ import duckdb
 import polars as pl
 import pytest
 import zstandard
+from hypothesis import settings
+
+# A commit passes or fails alike wherever it is tested; `--hypothesis-profile default` looks for new cases.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ fetched where it is looked for and only the store has it.
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from clusterucb_core.drafts import damaged_name, held_draft
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.object_store import (
     get_artifact,
@@ -102,7 +102,9 @@ def discard_artifact(root: Path, stage: str, key: str) -> None:
 
 
 @contextmanager
-def new_artifact(root: Path, stage: str, key: str, manifest: dict[str, Any]) -> Generator[Path]:
+def new_artifact(
+    root: Path, stage: str, key: str, manifest: dict[str, Any], *, keep: str | None = None
+) -> Generator[Path]:
     """Give a temporary folder to fill; on leaving without an error it becomes the artifact.
 
     Args:
@@ -110,6 +112,8 @@ def new_artifact(root: Path, stage: str, key: str, manifest: dict[str, Any]) -> 
         stage: name of the stage.
         key: the artifact's fingerprint.
         manifest: JSON values to keep beside the content; the block may add to it before it ends.
+        keep: pattern of the names of what a killed process has finished of this artifact and the block goes on
+            from; it must be there whole or not at all.
 
     Yields:
         The folder to write into. After an error it is removed.
@@ -117,7 +121,7 @@ def new_artifact(root: Path, stage: str, key: str, manifest: dict[str, Any]) -> 
     Raises:
         StorageUnavailable: the object store of the root did not take the artifact.
     """
-    with _draft(artifact_folder(root, stage, key)) as draft:
+    with held_draft(artifact_folder(root, stage, key), keep=keep) as draft:
         yield draft
         text = json.dumps(manifest, indent=1, sort_keys=True, default=_plain)
         (draft / MANIFEST).write_text(text, encoding="utf-8")
@@ -148,22 +152,10 @@ def _fetched(root: Path, stage: str, key: str) -> bool:
     store = store_of(root)
     if store is None or not has_artifact(store, f"{stage}/{key}"):
         return False
-    with _draft(artifact_folder(root, stage, key)) as draft:
+    with held_draft(artifact_folder(root, stage, key)) as draft:
         if found := get_artifact(store, f"{stage}/{key}", draft):
             _publish(draft, artifact_folder(root, stage, key))
         return found
-
-
-@contextmanager
-def _draft(final: Path) -> Generator[Path]:
-    """Give an empty sibling of a folder, which is gone or has another name when the block ends."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    draft = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
-    draft.mkdir()
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _publish(draft: Path, final: Path) -> None:
@@ -175,9 +167,9 @@ def _publish(draft: Path, final: Path) -> None:
         if not final.exists():
             raise
         # a folder without a manifest is a damaged artifact: it is moved out of the way whole
-        shutil.move(final, draft.with_name(f"{draft.name}.damaged"))
+        shutil.move(final, damaged_name(draft))
         draft.replace(final)
-        shutil.rmtree(draft.with_name(f"{draft.name}.damaged"), ignore_errors=True)
+        shutil.rmtree(damaged_name(draft), ignore_errors=True)
 
 
 def _plain(value: object) -> Any:

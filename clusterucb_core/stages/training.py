@@ -22,10 +22,11 @@ from clusterucb_core.records import ArtifactRef
 from clusterucb_core.seeds import child_rng, child_seed
 from clusterucb_core.stages.intake import candidate_ids, pool_size
 from clusterucb_core.stages.models import CheckpointRef, ModelRef
-from clusterucb_core.training import TrainingPlan, steps_per_epoch, train
+from clusterucb_core.training import TrainingPlan, steps_per_epoch, train_on
 from clusterucb_core.workspace import StageSpec, Workspace, location, resumable, stage_key, written
 
 TRAINED_IDS = "sample_ids.txt"
+CHECKPOINT_NAMES = "checkpoint-*"
 
 
 class WarmupSettings(Frozen):
@@ -186,10 +187,13 @@ def run_training(spec: TrainingSpec, workspace: Workspace, execution: ExecutionS
     device = resolve_device(execution.device)
     with (
         leased_gpus(device) as gpus,
-        new_artifact(workspace.artifacts, spec.stage, stage_key(spec), manifest) as folder,
+        # after a kill, training goes on from the checkpoints that were finished
+        new_artifact(
+            workspace.artifacts, spec.stage, stage_key(spec), manifest, keep=CHECKPOINT_NAMES
+        ) as folder,
     ):
         (folder / TRAINED_IDS).write_text("\n".join(ids), encoding="utf-8")
-        checkpoints = train(
+        checkpoints = train_on(
             spec.model.settings,
             samples,
             plan,

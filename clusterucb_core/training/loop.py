@@ -229,8 +229,9 @@ class _CheckpointWriter(TrainerCallback):
         advance(progress.pace, detail=told)
         if done not in progress.ends or not state.is_world_process_zero:
             return
-        epoch = progress.ends.index(done) + 1
-        begin = progress.ends[epoch - 2] if epoch > 1 else 0
+        place = progress.ends.index(done)
+        begin = progress.ends[place - 1] if place else 0
+        epoch = progress.plan.first_checkpoint + place
         checkpoint = save_checkpoint(
             progress.out / f"checkpoint-{epoch}",
             self.model,

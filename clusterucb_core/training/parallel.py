@@ -74,7 +74,8 @@ def train_in_processes(
         code = _run_and_relay(line, folder / WORDS_FILE)
         _raise_failure(folder, code)
     ends = make_schedule(task.plan, len(samples)).ends
-    return [read_checkpoint(task.out / f"checkpoint-{epoch}") for epoch in range(1, len(ends) + 1)]
+    first = task.plan.first_checkpoint
+    return [read_checkpoint(task.out / f"checkpoint-{first + place}") for place in range(len(ends))]
 
 
 def read_task(folder: Path) -> tuple[TrainingTask, list[TokenizedSample]]:

@@ -27,6 +27,7 @@ class TrainingPlan(Frozen):
         micro_batch_tokens: padded tokens computed at once. It changes the result by rounding only, dropout
             apart.
         seed: the run's seed.
+        first_checkpoint: number of the first checkpoint; above 1 where a training that was cut short goes on.
     """
 
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
@@ -38,6 +39,7 @@ class TrainingPlan(Frozen):
     epochs: int | None = Field(default=None, ge=1)
     micro_batch_tokens: int | Literal["auto"] = "auto"
     seed: int = 0
+    first_checkpoint: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -105,6 +107,19 @@ def make_schedule(plan: TrainingPlan, n_samples: int) -> Schedule:
             order = _permutation(plan.seed, step - within, n_samples)
         batches.append(order[within * plan.batch_size : (within + 1) * plan.batch_size])
     return Schedule(batches, ends)
+
+
+def remaining_plan(plan: TrainingPlan, *, done: int, step: int) -> TrainingPlan:
+    """Return what is left of a plan of epochs after its first ones.
+
+    Args:
+        plan: the whole.
+        done: epochs that are done, fewer than all.
+        step: position in the schedule behind them.
+    """
+    assert plan.epochs is not None, "a plan of steps has one checkpoint, its last"
+    left = {"epochs": plan.epochs - done, "start_step": step}
+    return plan.model_copy(update=left | {"first_checkpoint": plan.first_checkpoint + done})
 
 
 def micro_batches(lengths: IntArray, budget_tokens: int) -> list[IntArray]:

@@ -1,13 +1,13 @@
 """What a killed run loses: SIGKILL at random and at chosen points, then the same command again.
 
-A chain kills one run of the demo ten times, each time starting it again, and then lets it end; what it left is
-compared with what an undisturbed run left. After every kill the state folder is looked at: no half version, no
-lock that is held, nothing finished that is computed again, no process that lives on.
+A chain kills one run of the demo ten times, each time starting it again, and then lets it end; what it left
+is compared with what an undisturbed run left. After every kill the state folder is looked at: no half
+version, no lock that is held, nothing finished that is computed again, no process that lives on.
 
     python benchmarks/crashes.py --folder FOLDER [--kills 200 --chain 10 --seed 0 --runner mixed]
 
-Every kill is a line of `FOLDER/kills.jsonl`. Called again with the same folder it goes on after the last whole
-chain; a chain that was cut off is begun anew.
+Every kill is a line of `FOLDER/kills.jsonl`. Called again with the same folder it goes on after the last
+whole chain; a chain that was cut off is begun anew.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from kills.states import read_state
 from measuring import RESULTS, hardware, today, versions, write_result
 
 from clusterucb_core.demo import write_demo
+from clusterucb_core.demo.tiny_model import FULL_RECIPE, TinyModelRecipe
 from clusterucb_core.seeds import child_rng
 
 KILLS, REFERENCE = "kills.jsonl", "reference.json"
@@ -55,9 +56,16 @@ class Setting:
         return ["run", str(self.config), *sets, "--json"]
 
 
-def demo_setting(folder: Path, api: str, *, seed: int, overrides: Sequence[str] = ()) -> Setting:
+def demo_setting(
+    folder: Path,
+    api: str,
+    *,
+    seed: int,
+    overrides: Sequence[str] = (),
+    recipe: TinyModelRecipe = FULL_RECIPE,
+) -> Setting:
     """Return the demo with small shards; its files are written where they are not there yet."""
-    config = write_demo(folder / "demo").config
+    config = write_demo(folder / "demo", recipe=recipe).config
     return Setting(folder, config, (f"execution.shard_samples={SHARD_SAMPLES}", *overrides), api, seed)
 
 

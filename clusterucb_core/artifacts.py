@@ -112,8 +112,8 @@ def new_artifact(
         stage: name of the stage.
         key: the artifact's fingerprint.
         manifest: JSON values to keep beside the content; the block may add to it before it ends.
-        keep: pattern of the names of what a killed process has finished of this artifact and the block goes on
-            from; it must be there whole or not at all.
+        keep: pattern of the names of what a killed process has finished of this artifact and the block goes
+            on from; it must be there whole or not at all.
 
     Yields:
         The folder to write into. After an error it is removed.

@@ -1,8 +1,8 @@
 """Drafts of artifacts: folders beside the artifacts that they become, each held by the process that fills it.
 
-Folders made and removed: `.<name>.<host><number>.tmp` beside an artifact's. The operating system gives the hold
-back when its holder ends, however it ends: a draft of this machine that nobody holds is what a killed process
-left, and goes when the next one is made beside it.
+Folders made and removed: `.<name>.<host><number>.tmp` beside an artifact's. The operating system gives the
+hold back when its holder ends, however it ends: a draft of this machine that nobody holds is what a killed
+process left, and goes when the next one is made beside it.
 """
 
 import fcntl

@@ -135,7 +135,7 @@ def forge(home: Path, log: Path, variables: Mapping[str, str]) -> Generator[Forg
         )
     made = Forge(process, home, log)
     try:
-        assert made._answer() == {"ready": True}  # noqa: SLF001
+        assert made._answer() == {"ready": True}
         yield made
     finally:
         for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():

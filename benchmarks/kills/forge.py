@@ -1,14 +1,15 @@
 """A process that has made the imports of `clusterucb run` and forks one run after another from itself.
 
-A run takes several seconds to import what it needs, which is most of what a resumed run of the demo takes. Each
-line of stdin is `{"arguments": [...], "log": PATH}`; each answer is a line of stdout: `{"pid": n}` once the run
-has begun, `{"code": n}` once it has ended (negative: by that signal). Standard output of the run goes to
-`LOG.out`, its messages to `LOG.err`.
+A run takes several seconds to import what it needs, which is most of what a resumed run of the demo takes.
+Each line of stdin is `{"arguments": [...], "log": PATH}`; each answer is a line of stdout: `{"pid": n}` once
+the run has begun, `{"code": n}` once it has ended (negative: by that signal). Standard output of the run goes
+to `LOG.out`, its messages to `LOG.err`.
 """
 
 import json
 import os
 import sys
+import threading
 from typing import Any
 
 
@@ -19,8 +20,6 @@ def main() -> None:
     configure_services(state_folder())  # before the imports, which read it
     import mlflow  # noqa: F401
 
-    import clusterucb_core.training.loop
-    import clusterucb_core.training.parallel
     import flows.cli
     import flows.pipeline  # noqa: F401
 
@@ -30,9 +29,9 @@ def main() -> None:
 
 
 def _serve(order: dict[str, Any]) -> None:
-    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
-    if threads > 1:
-        raise RuntimeError(f"the imports have started {threads - 1} threads, which a fork would lose")
+    # memory allocators have helpers of their own, which know of forks; a thread of Python's would be lost
+    if threading.active_count() > 1:
+        raise RuntimeError(f"the imports have started threads, which a fork loses: {threading.enumerate()}")
     pid = os.fork()
     if not pid:
         _run(order)

@@ -1,4 +1,4 @@
-"""A Prefect server on loopback that serves every run of the harness, with its files in a folder of its own."""
+"""A Prefect server on loopback that serves every run of the harness, with its files in a folder."""
 
 import os
 import socket

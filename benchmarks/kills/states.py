@@ -34,8 +34,8 @@ FROM pools p
 # Rows that must not be: each query counts them.
 NEVER = {
     "samples of a pool without a text": "FROM pool_samples ANTI JOIN samples USING (sample_id)",
-    "selected samples outside of the pool": "FROM selection_samples JOIN selections USING (selection_version) "
-    "ANTI JOIN pool_samples USING (pool_version, sample_id)",
+    "selected samples outside of the pool": "FROM selection_samples JOIN selections "
+    "USING (selection_version) ANTI JOIN pool_samples USING (pool_version, sample_id)",
     "rows of no version": "FROM selection_samples ANTI JOIN selections USING (selection_version)",
     "pulls of no version": "FROM pulls ANTI JOIN selections USING (selection_version)",
     "evaluations told twice": "FROM (FROM evaluations SELECT count(*) AS n GROUP BY "
@@ -45,10 +45,11 @@ NEVER = {
 FINAL = {
     "selection_samples": "FROM selection_samples ORDER BY ALL",
     "pulls": "FROM pulls ORDER BY ALL",
-    "selections": "SELECT selection_version, selection_key, run_id, period, target, n_selected, budget_samples, "
-    "gradient_evaluations, gradient_evaluations_reused, target_gradient_evaluations, config_digest "
+    "selections": "SELECT selection_version, selection_key, run_id, period, target, n_selected, "
+    "budget_samples, gradient_evaluations, gradient_evaluations_reused, target_gradient_evaluations, config_digest "
     "FROM selections ORDER BY ALL",
-    "pools": "SELECT pool_version, n_samples, n_added, n_removed, n_quarantined, digest FROM pools ORDER BY ALL",
+    "pools": "SELECT pool_version, n_samples, n_added, n_removed, n_quarantined, digest FROM pools "
+    "ORDER BY ALL",
     "samples": "SELECT sample_id, source, messages, first_pool_version FROM samples ORDER BY ALL",
     "pool_samples": "FROM pool_samples ORDER BY ALL",
     "quarantine": "FROM quarantine ORDER BY ALL",
@@ -145,7 +146,7 @@ def lock_findings(home: Path) -> list[str]:
 
 
 def final_state(home: Path) -> dict[str, Any]:
-    """Return what a finished run must have left, whatever happened on the way: digests by table and by file."""
+    """Return what a finished run must have left, whatever happened on the way: digests of tables and files."""
     root = home / "artifacts"
     with duckdb.connect(str(home / "catalog.duckdb"), read_only=True) as con:
         tables = {name: _digest(con.sql(query).fetchall()) for name, query in FINAL.items()}
@@ -176,7 +177,8 @@ def _half_versions(con: duckdb.DuckDBPyConnection) -> Iterator[str]:
             yield f"version {version} is not whole: rows, ranks, ids and last rank are {counts}"
     for version, samples, members, refused, quarantined in con.sql(WHOLE_POOLS).fetchall():
         if (samples, refused) != (members, quarantined):
-            yield f"pool {version} is not whole: {members} of {samples} samples, {quarantined} of {refused} rows"
+            counts = f"{members} of {samples} samples, {quarantined} of {refused} rows"
+            yield f"pool {version} is not whole: {counts}"
 
 
 def _unwanted_rows(con: duckdb.DuckDBPyConnection) -> Iterator[str]:

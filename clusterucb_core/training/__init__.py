@@ -32,8 +32,8 @@ def train(
         samples: what is trained on, each with at least one supervised token.
         plan: how long, how fast, in which order.
         start: a checkpoint to go on from, adapter and Adam state; None for a new adapter seeded by the plan.
-        out: the checkpoints become `out/checkpoint-1`, `out/checkpoint-2`, ... from the plan's first number on;
-            equal names are replaced.
+        out: the checkpoints become `out/checkpoint-1`, `out/checkpoint-2`, ... from the plan's first number
+            on; equal names are replaced.
         device: a resolved device name; `cuda` for several processes with a GPU each.
         processes: how many share the training; the result differs by rounding only.
 

@@ -1,5 +1,6 @@
 import os
 import random
+import shutil
 from itertools import chain
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from clusterucb_core.errors import InvalidConfig, MissingArtifact, TrainingDiver
 from clusterucb_core.lm.checkpoints import read_checkpoint, read_history
 from clusterucb_core.lm.lora import LoraSettings, ModelSettings
 from clusterucb_core.records import TokenizedSample
-from clusterucb_core.training import TrainingPlan, steps_per_epoch, train
+from clusterucb_core.training import TrainingPlan, steps_per_epoch, train, train_on
 from clusterucb_core.training.plan import learning_rate_factor, make_schedule, micro_batches
 
 VOCABULARY = 40
@@ -107,6 +108,35 @@ def test_epochs_taken_up_again_equal_epochs_in_one_go(model_folder, samples, tmp
     )
     assert_same(whole[1].folder, second.folder, 1e-6)
     assert second.mean_learning_rate == pytest.approx(whole[1].mean_learning_rate)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("done", [1, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_training_that_was_cut_short_ends_with_the_bytes_of_one_go(
+    model_folder, samples, tmp_path, done, dropout
+):
+    chosen, whole, cut = settings(model_folder, dropout=dropout), tmp_path / "whole", tmp_path / "cut"
+    train(chosen, samples, plan(epochs=3), start=None, out=whole, device="cpu")
+    for epoch in range(1, done + 1):
+        shutil.copytree(whole / f"checkpoint-{epoch}", cut / f"checkpoint-{epoch}")
+    kept = {path: path.stat().st_mtime_ns for path in cut.rglob("*.json")}
+    made = train_on(chosen, samples, plan(epochs=3), start=None, out=cut, device="cpu")
+    assert [one.epoch for one in made] == [1, 2, 3]
+    assert contents(cut) == contents(whole)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_training_whose_checkpoints_are_all_there_trains_nothing(model_folder, samples, tmp_path):
+    wanted = plan(steps=2)
+    made = train(settings(model_folder), samples, wanted, start=None, out=tmp_path, device="cpu")
+    # without a model: it is not even loaded
+    assert (
+        train_on(settings(tmp_path / "gone"), samples, wanted, start=None, out=tmp_path, device="cpu") == made
+    )
 
 
 def test_micro_batches_change_nothing_but_rounding(model_folder, samples, tmp_path):

@@ -1,8 +1,8 @@
 """Read by every Python process of a run under test: ends it by SIGKILL at a named point once that is armed.
 
-The file that `KILLS_ARMED` names holds the name of a point, or `any`. The process that reaches it first renames
-the file to `<name>.hit`, writes the point and its own pid there, and kills itself. Without the variable nothing
-is changed.
+The file that `KILLS_ARMED` names holds the name of a point, or `any`. The process that reaches it first
+renames the file to `<name>.hit`, writes the point and its own pid there, and kills itself. Without the
+variable nothing is changed.
 """
 
 import contextlib

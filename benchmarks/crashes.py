@@ -5,6 +5,12 @@ is compared with what an undisturbed run left. After every kill the state folder
 version, no lock that is held, nothing finished that is computed again, no process that lives on.
 
     python benchmarks/crashes.py --folder FOLDER [--kills 200 --chain 10 --seed 0 --runner mixed]
+    python benchmarks/crashes.py --folder FOLDER --runner services --kills 30
+    python benchmarks/crashes.py --folder FOLDER --data --kills 20
+
+`--runner services` kills PostgreSQL, the Prefect server and MLflow instead, in a local stack of that folder.
+`--data` kills the run on real data (it needs `CLUSTERUCB_DATA` and `CLUSTERUCB_MODELS`), each time from one of
+eight saved states, and goes on to the next one only.
 
 Every kill is a line of `FOLDER/kills.jsonl`. Called again with the same folder it goes on after the last
 whole chain; a chain that was cut off is begun anew.
@@ -16,15 +22,16 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from kills.attempts import Forge, forge
 from kills.chains import Chain, Place, fresh, run_chain, run_undisturbed, timeline_of
-from kills.plans import draw_kills
-from kills.servers import prefect_server
+from kills.plans import Kill, draw_kills, draw_service_kills
+from kills.saved import copied_place, kill_in_stretch, save_states, saved_states, stretches
+from kills.servers import LocalStack, local_stack, prefect_server
 from kills.states import read_state
 from measuring import RESULTS, hardware, today, versions, write_result
 
@@ -34,31 +41,36 @@ from clusterucb_core.seeds import child_rng
 
 KILLS, REFERENCE = "kills.jsonl", "reference.json"
 SHARD_SAMPLES = 128
+# of the run on real data: it is saved at the beginning of each
+STRETCHES = 8
 # who computes the shards of which chains, in turn; processes and Ray take long to start
+SERVICES = "services"
 RUNNERS = ("threads", "threads", "threads", "processes", "threads", "threads", "threads", "ray")
-WORKERS = {"threads": 1, "processes": 2, "ray": 2}
+WORKERS = {"threads": 1, "processes": 2, "ray": 2, SERVICES: 1}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is killed: a configuration with overrides, a server, and a folder for all of it."""
+    """What is killed: a configuration with overrides, where its services are, a folder for all of it."""
 
     folder: Path
     config: Path
     overrides: tuple[str, ...]
-    api: str
+    addresses: dict[str, str]
     seed: int
+    stack: LocalStack | None = None
 
     def arguments(self, runner: str) -> list[str]:
         """Return the command line of a run."""
-        own = (f"execution.runner={runner}", f"execution.workers={WORKERS[runner]}", "execution.device=cpu")
+        kind = "threads" if runner == SERVICES else runner
+        own = (f"execution.runner={kind}", f"execution.workers={WORKERS[runner]}", "execution.device=cpu")
         sets = [part for override in (*self.overrides, *own) for part in ("--set", override)]
         return ["run", str(self.config), *sets, "--json"]
 
 
 def demo_setting(
     folder: Path,
-    api: str,
+    addresses: dict[str, str],
     *,
     seed: int,
     overrides: Sequence[str] = (),
@@ -66,7 +78,7 @@ def demo_setting(
 ) -> Setting:
     """Return the demo with small shards; its files are written where they are not there yet."""
     config = write_demo(folder / "demo", recipe=recipe).config
-    return Setting(folder, config, (f"execution.shard_samples={SHARD_SAMPLES}", *overrides), api, seed)
+    return Setting(folder, config, (f"execution.shard_samples={SHARD_SAMPLES}", *overrides), addresses, seed)
 
 
 def reference_of(setting: Setting) -> dict[str, Any]:
@@ -84,12 +96,16 @@ def kill_chain(setting: Setting, number: int, *, runner: str, kills: int) -> dic
     """Make one chain, write its lines, and return its record; its folder goes where all is well."""
     reference = reference_of(setting)
     rng = child_rng(setting.seed, "kills", str(number))
-    drawn = draw_kills(rng, timeline_of(reference), count=kills, has_workers=runner != "threads")
+    timeline = timeline_of(reference)
+    if setting.stack is not None:
+        drawn = draw_service_kills(rng, timeline, count=kills, services=setting.stack.SERVICES)
+    else:
+        drawn = draw_kills(rng, timeline, count=kills, has_workers=runner != "threads")
     place = fresh(setting.folder / f"chain-{number}")
     named = {"chain": number, "seed": setting.seed, "runner": runner}
     with _forge(setting, place) as starting:
         state = read_state(place.home, place.scratch)
-        chain = Chain(place, starting, setting.arguments(runner), WORKERS[runner], state)
+        chain = Chain(place, starting, setting.arguments(runner), WORKERS[runner], state, setting.stack)
         lines: list[dict[str, Any]] = []
         record = run_chain(chain, drawn, reference, note=lambda line: lines.append(named | line))
     record = named | {"whole": True} | record
@@ -101,15 +117,66 @@ def kill_chain(setting: Setting, number: int, *, runner: str, kills: int) -> dic
 
 
 @contextmanager
+def served_setting(folder: Path, *, seed: int, services: bool) -> Iterator[Setting]:
+    """Yield the demo beside a running Prefect server, or beside a local stack whose services are victims."""
+    if services:
+        with local_stack(folder / "services") as stack:
+            yield replace(demo_setting(folder, stack.addresses, seed=seed), stack=stack)
+        return
+    with prefect_server(folder / "server") as api:
+        yield demo_setting(folder, {"PREFECT_API_URL": api}, seed=seed)
+
+
+@contextmanager
 def _forge(setting: Setting, place: Place) -> Iterator[Forge]:
     variables = {
-        "PREFECT_API_URL": setting.api,
         "KILLS_ARMED": str(place.armed),
         "TMPDIR": str(place.scratch),
         "PYTHONPYCACHEPREFIX": str(setting.folder / "bytecode"),
+        **setting.addresses,
     }
     with forge(place.home, place.home.parent / "run", variables) as starting:
         yield starting
+
+
+def data_setting(folder: Path, api: str, *, seed: int, samples: int) -> Setting:
+    """Return the run on real data of the examples, on so many samples."""
+    config = Path(__file__).resolve().parents[1] / "examples" / "gsm8k_tiny_llama.yaml"
+    overrides = (f"pool.max_samples={samples}", f"execution.shard_samples={SHARD_SAMPLES}")
+    return Setting(folder, config, overrides, {"PREFECT_API_URL": api}, seed)
+
+
+def kill_on_data(setting: Setting, number: int) -> dict[str, Any]:
+    """Kill the run on real data once, from a saved state that is drawn; return the record."""
+    reference = reference_of(setting)
+    timeline, saved = timeline_of(reference), _saved(setting, reference)
+    rng = child_rng(setting.seed, "kills on data", str(number))
+    stretch = int(rng.integers(STRETCHES))
+    begin, length = stretches(timeline, STRETCHES)[stretch], timeline.total_s / STRETCHES
+    kill = Kill("time", "flow", *timeline.place(begin + float(rng.uniform(0, length))))
+    place = copied_place(setting.folder / f"chain-{number}", saved[stretch])
+    end = saved[stretch + 1] if stretch + 1 < STRETCHES else None
+    with _forge(setting, place) as starting:
+        state = read_state(place.home, place.scratch)
+        chain = Chain(place, starting, setting.arguments("threads"), WORKERS["threads"], state)
+        record = kill_in_stretch(chain, kill, reference, end=end)
+    named = {"chain": number, "seed": setting.seed, "runner": "threads", "stretch": stretch}
+    return named | asdict(kill) | {"leftovers": {}} | record
+
+
+def _saved(setting: Setting, reference: dict[str, Any]) -> Sequence[Path]:
+    """Return the saved states of the run, made where they are not all there."""
+    folder = setting.folder / "saved"
+    if (found := saved_states(folder, STRETCHES)) is not None:
+        return found
+    place = fresh(setting.folder / "saving")
+    with _forge(setting, place) as starting:
+        state = read_state(place.home, place.scratch)
+        chain = Chain(place, starting, setting.arguments("threads"), WORKERS["threads"], state)
+        save_states(chain, timeline_of(reference), count=STRETCHES, folder=folder)
+    if chain.findings:
+        raise RuntimeError(f"the states could not be saved: {chain.findings}")
+    return [folder / str(number) for number in range(STRETCHES)]
 
 
 def read_log(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -156,17 +223,16 @@ def main(arguments: list[str] | None = None) -> None:
     for name, default in (("kills", 200), ("chain", 10), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--runner", choices=["mixed", *WORKERS], default="mixed", help="who computes shards")
+    parser.add_argument("--data", action="store_true", help="kill the run on real data, from saved states")
+    parser.add_argument("--samples", type=int, default=2000, help="samples of the run on real data")
     parser.add_argument("--out", type=Path, default=RESULTS / "crashes.json")
     given = parser.parse_args(arguments)
     folder = given.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    with prefect_server(folder / "server") as api:
-        setting = demo_setting(folder, api, seed=given.seed)
-        while (done := read_log(folder)) and len(done[1]) < given.kills:
-            number = len(done[0])
-            runner = RUNNERS[number % len(RUNNERS)] if given.runner == "mixed" else given.runner
-            record = kill_chain(setting, number, runner=runner, kills=given.chain)
-            print(json.dumps(record), flush=True)
+    if given.data:
+        _kill_all_on_data(folder, seed=given.seed, kills=given.kills, samples=given.samples)
+    else:
+        _kill_all(folder, given)
     found = summary(folder)
     report(found)
     facts = {
@@ -174,6 +240,31 @@ def main(arguments: list[str] | None = None) -> None:
         "versions": versions("prefect", "mlflow", "duckdb", "ray", "torch", "clusterucb"),
     }  # fmt: skip
     write_result(given.out, facts | found)
+
+
+def _kill_all(folder: Path, given: argparse.Namespace) -> None:
+    with served_setting(folder, seed=given.seed, services=given.runner == SERVICES) as setting:
+        while len((done := read_log(folder))[1]) < given.kills:
+            number = _next_number(done)
+            runner = RUNNERS[number % len(RUNNERS)] if given.runner == "mixed" else given.runner
+            record = kill_chain(setting, number, runner=runner, kills=given.chain)
+            print(json.dumps(record), flush=True)
+
+
+def _kill_all_on_data(folder: Path, *, seed: int, kills: int, samples: int) -> None:
+    with prefect_server(folder / "server") as api, (folder / KILLS).open("a", encoding="utf-8") as file:
+        setting = data_setting(folder, api, seed=seed, samples=samples)
+        while len((done := read_log(folder))[1]) < kills:
+            line = kill_on_data(setting, _next_number(done))
+            whole = {"chain": line["chain"], "runner": "threads", "whole": True, "leftovers": {}}
+            lines = [line, whole | {"findings": line.get("findings", [])}]
+            file.writelines(f"{json.dumps(one)}\n" for one in (lines[1:] if "missed" in line else lines))
+            file.flush()
+            print(json.dumps(line), flush=True)
+
+
+def _next_number(done: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> int:
+    return 1 + max((int(line["chain"]) for line in done[0]), default=-1)
 
 
 if __name__ == "__main__":

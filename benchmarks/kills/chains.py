@@ -18,6 +18,7 @@ from clusterucb_core.trails import newest_trails
 from clusterucb_core.workspace import Workspace
 from kills.attempts import Attempt, Forge
 from kills.plans import Kill, Timeline
+from kills.servers import LocalStack
 from kills.states import (
     State,
     catalog_findings,
@@ -66,6 +67,7 @@ class Chain:
         arguments: the command.
         workers: how many shards are computed at a time.
         state: what lay in the state folder after the last kill.
+        stack: the services, where they are among the victims.
         findings: what is wrong, so far.
     """
 
@@ -74,6 +76,7 @@ class Chain:
     arguments: Sequence[str]
     workers: int
     state: State
+    stack: LocalStack | None = None
     findings: list[str] = field(default_factory=list[str])
 
 
@@ -84,11 +87,13 @@ def run_undisturbed(place: Place, forge: Forge, arguments: Sequence[str]) -> dic
         RuntimeError: it failed.
     """
     attempt = forge.start(arguments)
-    began = time.time()
+    began, cpu = time.time(), [0.0, 0.0]
     while attempt.alive():
         attempt.look()
+        used = _cpu_s(attempt)
         if attempt.begun_at is None:
-            began = time.time()
+            began, cpu[0] = time.time(), used
+        cpu[1] = max(cpu[1], used)
         time.sleep(0.2)
     total = time.time() - began
     if attempt.code != 0:
@@ -96,13 +101,14 @@ def run_undisturbed(place: Place, forge: Forge, arguments: Sequence[str]) -> dic
     manifests = [folder / "manifest.json" for _, folder in finished_artifacts(place.home / "artifacts")]
     times = sorted(max(0.0, path.stat().st_mtime - began) for path in manifests)
     state = read_state(place.home, place.scratch)
-    left = {"drafts": len(state.drafts), "leftovers": sorted(state.leftovers)}
     return {
         "finished_s": times,
         "total_s": total,
-        "left": left,
+        "cpu_share": (cpu[1] - cpu[0]) / total,
+        "left": {"drafts": len(state.drafts), "leftovers": sorted(state.leftovers)},
         "final": final_state(place.home),
-    } | _identity(place)
+        **_identity(place),
+    }
 
 
 def run_chain(
@@ -194,6 +200,9 @@ def _kill_when_due(chain: Chain, attempt: Attempt, kill: Kill) -> str | None:
             return hit
     if not attempt.alive():
         return None
+    if chain.stack is not None and kill.victim in chain.stack.SERVICES:
+        _kill_service(chain.stack, attempt, kill)
+        return kill.victim
     workers = attempt.workers() if kill.victim == "worker" else []
     if workers:
         with suppress(psutil.NoSuchProcess):
@@ -201,6 +210,13 @@ def _kill_when_due(chain: Chain, attempt: Attempt, kill: Kill) -> str | None:
             return "worker"
     attempt.kill()
     return "flow"
+
+
+def _kill_service(stack: LocalStack, attempt: Attempt, kill: Kill) -> None:
+    """Kill a service, and start it again a while later; the run may go on meanwhile, or fail."""
+    stack.kill(kill.victim)
+    attempt.wait(kill.away_s)
+    stack.bring("up")
 
 
 def _due(chain: Chain, attempt: Attempt, kill: Kill) -> bool:
@@ -292,4 +308,6 @@ def fresh(folder: Path) -> Place:
 
 def timeline_of(reference: dict[str, Any]) -> Timeline:
     """Return the timeline that `run_undisturbed` has kept."""
-    return Timeline(tuple(reference["finished_s"]), float(reference["total_s"]))
+    return Timeline(
+        tuple(reference["finished_s"]), float(reference["total_s"]), float(reference["cpu_share"])
+    )

@@ -18,6 +18,7 @@ LATE_POINTS = (
 )
 STARTING_SHARE, POINT_SHARE, WORKER_SHARE, LATE_SHARE = 0.1, 0.45, 0.6, 0.7
 STARTING_CPU_S = 4.0
+LONGEST_AWAY_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,17 @@ class Timeline:
     Attributes:
         finished_s: when each artifact was finished, in seconds from the run's beginning, ascending.
         total_s: when the run ended.
+        cpu_share: CPU seconds of a second: little on a machine that did much else.
     """
 
     finished_s: Sequence[float]
     total_s: float
+    cpu_share: float = 1.0
 
     def place(self, at_s: float) -> tuple[int, float]:
-        """Return how many artifacts were finished at a time, and the seconds since the last of them."""
+        """Return how many artifacts were finished at a time, and the CPU seconds since the last of them."""
         count = bisect_right(self.finished_s, at_s)
-        return count, at_s - (self.finished_s[count - 1] if count else 0.0)
+        return count, self.cpu_share * (at_s - (self.finished_s[count - 1] if count else 0.0))
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,12 @@ class Kill:
 
     Attributes:
         kind: `starting` (before the run has begun to work), `time` or `point`.
-        victim: `flow` or `worker`, a process that computes shards; of a point whoever reaches it.
+        victim: `flow`, `worker` (a process that computes shards) or a service; of a point whoever reaches it.
         finished: artifacts that must be finished first.
         rest_s: CPU seconds after that, or from the start of a `starting` one.
         point: the moment, where it is chosen.
         patient: whether to wait for the point until the run ends.
+        away_s: how long a service stays away.
     """
 
     kind: str
@@ -57,6 +61,7 @@ class Kill:
     rest_s: float
     point: str = ""
     patient: bool = False
+    away_s: float = 0.0
 
 
 def draw_kills(rng: np.random.Generator, timeline: Timeline, *, count: int, has_workers: bool) -> list[Kill]:
@@ -77,6 +82,22 @@ def draw_kills(rng: np.random.Generator, timeline: Timeline, *, count: int, has_
         late = str(rng.choice(LATE_POINTS))
         kills[-1] = replace(kills[-1], kind="point", victim="flow", rest_s=0.0, point=late, patient=True)
     return kills
+
+
+def draw_service_kills(
+    rng: np.random.Generator, timeline: Timeline, *, count: int, services: Sequence[str]
+) -> list[Kill]:
+    """Return kills of services in turn, at times that are uniform over what an undisturbed run takes."""
+    times = np.sort(rng.uniform(0, timeline.total_s, count))
+    return [
+        Kill(
+            "time",
+            services[number % len(services)],
+            *timeline.place(float(time)),
+            away_s=float(rng.uniform(0, LONGEST_AWAY_S)),
+        )
+        for number, time in enumerate(times)
+    ]
 
 
 def _draw(rng: np.random.Generator, finished: int, rest_s: float, *, has_workers: bool) -> Kill:

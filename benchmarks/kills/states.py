@@ -46,8 +46,8 @@ FINAL = {
     "selection_samples": "FROM selection_samples ORDER BY ALL",
     "pulls": "FROM pulls ORDER BY ALL",
     "selections": "SELECT selection_version, selection_key, run_id, period, target, n_selected, "
-    "budget_samples, gradient_evaluations, gradient_evaluations_reused, target_gradient_evaluations, config_digest "
-    "FROM selections ORDER BY ALL",
+    "budget_samples, gradient_evaluations, gradient_evaluations_reused, target_gradient_evaluations, "
+    "config_digest FROM selections ORDER BY ALL",
     "pools": "SELECT pool_version, n_samples, n_added, n_removed, n_quarantined, digest FROM pools "
     "ORDER BY ALL",
     "samples": "SELECT sample_id, source, messages, first_pool_version FROM samples ORDER BY ALL",
@@ -146,19 +146,28 @@ def lock_findings(home: Path) -> list[str]:
 
 
 def final_state(home: Path) -> dict[str, Any]:
-    """Return what a finished run must have left, whatever happened on the way: digests of tables and files."""
-    root = home / "artifacts"
+    """Return what a finished run must have left, whatever happened before: digests of tables and files."""
     with duckdb.connect(str(home / "catalog.duckdb"), read_only=True) as con:
         tables = {name: _digest(con.sql(query).fetchall()) for name, query in FINAL.items()}
         query = "SELECT selection_version, rank, sample_id FROM selection_samples ORDER BY ALL"
         selected = [list(row) for row in con.sql(query).fetchall()]
-    files = {
+    return {"selected": selected, "tables": tables, "files": exact_files(home / "artifacts")}
+
+
+def exact_files(root: Path) -> dict[str, str]:
+    """Return the digest of every file of the finished artifacts that must be the same in every run."""
+    return {
         f"{key}/{path.relative_to(folder)}": hashlib.sha256(path.read_bytes()).hexdigest()
         for key, folder in finished_artifacts(root)
         for path in sorted(folder.rglob("*"))
         if path.name.endswith(EXACT)
     }
-    return {"selected": selected, "tables": tables, "files": files}
+
+
+def stray_files(expected: dict[str, Any], home: Path) -> list[str]:
+    """Return the files of an unfinished run that an undisturbed one has not, or has otherwise."""
+    found = exact_files(home / "artifacts")
+    return [f"{name} is another" for name in found if expected["files"].get(name) != found[name]]
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:

@@ -87,7 +87,13 @@ def run_training(
     else:
         read_checkpoint(start)
         model = load_adapter(settings, start, device)
-    with _kept_random_state(device), _current_device(device), tempfile.TemporaryDirectory() as scratch:
+    out.mkdir(parents=True, exist_ok=True)
+    # below the draft: where this process is killed, what the Trainer has made goes with it
+    with (
+        _kept_random_state(device),
+        _current_device(device),
+        tempfile.TemporaryDirectory(dir=out) as scratch,
+    ):
         arguments = _arguments(Path(scratch), plan, settings, steps=len(schedule.batches), device=device)
         optimizer = _optimizer(model, plan, start)
         pace = Pace(logger, "training", "optimiser steps", len(schedule.batches))

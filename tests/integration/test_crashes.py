@@ -29,7 +29,9 @@ def crashes():
 
 def test_a_run_killed_four_times_ends_as_one_that_nobody_touched(crashes, tmp_path):
     with crashes.prefect_server(tmp_path / "server") as api:
-        setting = crashes.demo_setting(tmp_path, api, seed=0, overrides=SMALL, recipe=RECIPE)
+        setting = crashes.demo_setting(
+            tmp_path, {"PREFECT_API_URL": api}, seed=0, overrides=SMALL, recipe=RECIPE
+        )
         record = crashes.kill_chain(setting, 0, runner="threads", kills=KILLS)
     assert record["findings"] == []
     # the last kill may come too late where a run is faster than the one that set the times

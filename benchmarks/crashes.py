@@ -194,7 +194,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "chains": len(chains),
         "kills": len(kills),
         "by_runner": dict(Counter(line["runner"] for line in kills)),
-        "by_kind": dict(Counter(line["point"] or line["kind"] for line in kills)),
+        "by_kind": dict(Counter(_moment(line) for line in kills)),
         "by_victim": dict(Counter(line["struck"] for line in kills)),
         "chains_with_findings": sum(bool(line["findings"]) for line in chains),
         "findings": dict(Counter(findings)),
@@ -206,6 +206,10 @@ def summary(folder: Path) -> dict[str, Any]:
         "drafts_at_most": max((line.get("drafts", 0) for line in kills), default=0),
         "leftovers_at_most": max((len(line["leftovers"]) for line in chains), default=0),
     }
+
+
+def _moment(line: dict[str, Any]) -> str:
+    return line["point"] if line.get("at_point") else "starting" if line["kind"] == "starting" else "any time"
 
 
 def report(found: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from kills.states import (
 )
 
 ATTEMPT_S = 900.0
-POINT_CPU_S = 15.0
+POINT_CPU_S = 5.0
 # after a worker was killed, for as long the run is watched before the next kill
 GRACE_S = 5.0
 FEATURES = "features/"
@@ -144,12 +144,13 @@ def run_chain(
 
 def strike(chain: Chain, attempt: Attempt, kill: Kill) -> dict[str, Any] | None:
     """Wait for the moment, kill, and look; return the record, or None where the run ended well before."""
-    victim = _kill_when_due(chain, attempt, kill)
+    victim, at_point = _kill_when_due(chain, attempt, kill)
     if victim is None and attempt.code == 0:
         return None
     if victim != "flow":
         attempt.wait(GRACE_S)
     record: dict[str, Any] = {
+        "at_point": at_point,
         "struck": victim or f"nobody: the run ended with {attempt.code}",
         "starting_s": _since(attempt.started_at, attempt.begun_at),
         "working_s": _since(attempt.begun_at, time.monotonic()),
@@ -176,7 +177,7 @@ def look(chain: Chain, attempt: Attempt, record: dict[str, Any]) -> list[str]:
     if len(lost) > chain.workers:
         findings.append(f"{len(lost)} artifacts were lost at once, with {chain.workers} workers: {lost}")
     record |= {
-        "finished": len(now.finished),
+        "finished_now": len(now.finished),
         "lost_shards": len(shards),
         "lost_others": [name.split("/")[0] for name in lost if name not in shards],
         "drafts": len(now.drafts),
@@ -188,8 +189,8 @@ def look(chain: Chain, attempt: Attempt, record: dict[str, Any]) -> list[str]:
     return findings
 
 
-def _kill_when_due(chain: Chain, attempt: Attempt, kill: Kill) -> str | None:
-    """Return who was killed, None where the run ended first."""
+def _kill_when_due(chain: Chain, attempt: Attempt, kill: Kill) -> tuple[str | None, bool]:
+    """Return who was killed, None where the run ended first, and whether that was at the chosen point."""
     armed = chain.place.armed
     due = _due(chain, attempt, kill)
     if due and kill.kind == "point":
@@ -197,19 +198,19 @@ def _kill_when_due(chain: Chain, attempt: Attempt, kill: Kill) -> str | None:
         hit = _hit(attempt, armed, seconds=None if kill.patient else POINT_CPU_S)
         armed.unlink(missing_ok=True)
         if hit is not None:
-            return hit
+            return hit, True
     if not attempt.alive():
-        return None
+        return None, False
     if chain.stack is not None and kill.victim in chain.stack.SERVICES:
         _kill_service(chain.stack, attempt, kill)
-        return kill.victim
+        return kill.victim, False
     workers = attempt.workers() if kill.victim == "worker" else []
     if workers:
         with suppress(psutil.NoSuchProcess):
             random.choice(workers).kill()
-            return "worker"
+            return "worker", False
     attempt.kill()
-    return "flow"
+    return "flow", False
 
 
 def _kill_service(stack: LocalStack, attempt: Attempt, kill: Kill) -> None:
@@ -270,7 +271,7 @@ def _finish(chain: Chain, attempt: Attempt | None) -> dict[str, Any]:
         if attempt.code == 0:
             return {
                 "last_run_s": round(time.monotonic() - attempt.started_at, 1),
-                "finished": record["finished"],
+                "finished": record["finished_now"],
             }
     chain.findings.append(
         f"the last run ended with {attempt.code if attempt else None}: {chain.forge.words()}"

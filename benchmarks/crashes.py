@@ -8,17 +8,20 @@ version, no lock that is held, nothing finished that is computed again, no proce
     python benchmarks/crashes.py --folder FOLDER --runner services --kills 30
     python benchmarks/crashes.py --folder FOLDER --data --kills 20
 
-`--runner services` kills PostgreSQL, the Prefect server and MLflow instead, in a local stack of that folder.
-`--data` kills the run on real data (it needs `CLUSTERUCB_DATA` and `CLUSTERUCB_MODELS`), each time from one of
-eight saved states, and goes on to the next one only.
+`--runner services` kills PostgreSQL, the Prefect server and MLflow instead, in a local stack of its own.
+`--data` kills the run on real data (it needs `CLUSTERUCB_DATA` and `CLUSTERUCB_MODELS`), each time from one
+of eight saved states, and goes on to the next one only.
 
 Every kill is a line of `FOLDER/kills.jsonl`. Called again with the same folder it goes on after the last
 whole chain; a chain that was cut off is begun anew.
 """
 
 import argparse
+import fcntl
 import json
 import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -233,6 +236,12 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     folder = given.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends with the blocks that did
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        parser.error(f"another call kills runs in {folder}; wait for its end, or name another folder")
     if given.data:
         _kill_all_on_data(folder, seed=given.seed, kills=given.kills, samples=given.samples)
     else:

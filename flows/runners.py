@@ -12,7 +12,6 @@ from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.near_names import known_names
-from flows.pool_processes import end_with_run
 from flows.ray_cluster import Ray, ray_runner, ray_started, ray_task_runner
 
 
@@ -59,7 +58,7 @@ def task_runner(runner: Runner) -> TaskRunner[Any]:
         case Threads():
             return ThreadPoolTaskRunner(max_workers=runner.workers)
         case Processes():
-            return ProcessPoolTaskRunner(max_workers=runner.workers, initializer=end_with_run)
+            return ProcessPoolTaskRunner(max_workers=runner.workers)
         case Ray():
             return ray_task_runner(runner)
         case _:

@@ -1,7 +1,7 @@
 """Faults of a disk in one sentence: full, over a quota, read-only, not permitted, broken.
 
-Libraries tell of them by an `OSError`, or in words of their own around those of the operating system. Reads the
-state of file systems.
+Libraries tell of them by an `OSError`, or in words of their own around those of the operating system. Reads
+the state of file systems.
 """
 
 import errno
@@ -117,8 +117,8 @@ def check_room(folder: Path, needed_bytes: int, *, what: str, setting: str) -> N
     free = shutil.disk_usage(existing(folder)).free
     if needed_bytes > free:
         raise StorageFull(
-            f"{what} take {_size(needed_bytes)}, and the disk of {folder} has {_size(free)} free; make room and "
-            f"{AGAIN}, or set {setting} to a folder on another disk"
+            f"{what} take {_size(needed_bytes)}, and the disk of {folder} has {_size(free)} free; make room "
+            f"and {AGAIN}, or set {setting} to a folder on another disk"
         )
 
 
@@ -193,8 +193,8 @@ def _told(fault: Fault, folder: Path, setting: str) -> ClusterUcbError:
             )
         case Fault.QUOTA:
             return StorageFull(
-                f"the quota of this user on the disk of {folder} is used up ({free} on the disk itself); make "
-                f"room and {elsewhere} on another disk"
+                f"the quota of this user on the disk of {folder} is used up ({free} on the disk itself); "
+                f"make room and {elsewhere} on another disk"
             )
         case Fault.TOO_LARGE:
             return StorageFull(

@@ -56,9 +56,10 @@ def start_own_server() -> None:
     Raises:
         ServerUnavailable: it ends again and again, or does not answer in time.
     """
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import get_current_settings
 
-    if PREFECT_API_URL.value():
+    settings = get_current_settings()
+    if settings.api.url or not settings.server.ephemeral.enabled:
         return
     from prefect.server.api.server import SubprocessASGIServer
 
@@ -94,8 +95,8 @@ def server_fault(error: BaseException) -> ServerUnavailable | None:
     else:
         where, what_to_do = f"{OWN} at {address}", "see whether the machine has memory and disk left"
     return ServerUnavailable(
-        f"{where} was away or did not answer ({reason}); {what_to_do}, and give the same command again, which "
-        "goes on from what was computed"
+        f"{where} was away or did not answer ({reason}); {what_to_do}, and give the same command again, "
+        "which goes on from what was computed"
     )
 
 
@@ -160,13 +161,13 @@ def _open_database(path: Path) -> None:
         if "locked" in str(error):  # by the server of another run
             return
         raise ServerUnavailable(
-            f"{path} cannot be used ({error}); {OWN} keeps its history there, and nothing else: move the file "
-            "away and give the same command again"
+            f"{path} cannot be used ({error}); {OWN} keeps its history there, and nothing else: move the "
+            "file away and give the same command again"
         ) from error
 
 
 def _not_started(reason: str) -> str:
-    return f"{OWN} could not be started ({reason}); see what it says above, or set PREFECT_API_URL to one that runs"
+    return f"{OWN} could not be started ({reason}); see what it says above, or set PREFECT_API_URL to another one"
 
 
 def _address() -> str:

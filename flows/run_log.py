@@ -16,6 +16,7 @@ from typing import Any
 
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
+from typing_extensions import override
 
 from flows.home import OWN_LOGGERS
 
@@ -62,6 +63,7 @@ def run_log(home: Path, run_id: str, *, flow_run_id: str | None) -> Generator[di
 class _RunFile(RotatingFileHandler):
     """A file that may end before the run does: a disk that takes no line prints no traceback for each."""
 
+    @override
     def handleError(self, record: logging.LogRecord) -> None:
         """Leave a line out that the disk did not take; the stage that writes next tells what is wrong."""
         if not isinstance(sys.exc_info()[1], OSError):

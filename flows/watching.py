@@ -1,4 +1,4 @@
-"""What is watched of a run while it is under way: its log, the time of its stages, what others left behind."""
+"""What is watched of a run while it is under way: its log, its stages' time, what others left."""
 
 import time
 from collections.abc import Generator, Sequence

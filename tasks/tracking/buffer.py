@@ -1,7 +1,7 @@
 """Records that MLflow could not take: kept below `tracking-buffer/` of the state folder, and sent later.
 
-A record that is damaged, or that MLflow refuses for what is in it, is set aside in `refused/` there: it would be
-refused again by every run.
+A record that is damaged, or that MLflow refuses for what is in it, is set aside in `refused/` there: it would
+be refused again by every run.
 """
 
 import logging
@@ -55,7 +55,7 @@ def _set_aside(path: Path, reason: str) -> None:
     folder.mkdir(exist_ok=True)
     path.replace(folder / path.name)
     logger.warning(
-        "a record that waited for MLflow is not sent: %s; it lies in %s, remove it or mend it and move it back",
+        "a record that waited for MLflow is not sent: %s; it lies in %s, to be mended or removed",
         reason,
         folder / path.name,
     )

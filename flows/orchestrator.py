@@ -10,7 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing
+from collections.abc import Generator
+from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ OWN_SERVER_STARTS = 3
 LEAVE_SECONDS = 20.0
 POLL_S = 0.2
 OWN = "the Prefect server of the run's own"
+SENDERS = "prefect._internal.concurrency"
 
 
 def check_server(home: Path) -> None:
@@ -100,13 +102,37 @@ def server_fault(error: BaseException) -> ServerUnavailable | None:
     )
 
 
-def leave_server(seconds: float = LEAVE_SECONDS) -> None:
+@contextmanager
+def served() -> Generator[None]:
+    """Run flows in the block and leave their server after it; what it did not take is told of once.
+
+    Prefect tells of every record that it could not send by a line with all of it.
+    """
+    lost: list[logging.LogRecord] = []
+
+    def kept_back(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            lost.append(record)
+        return record.levelno < logging.ERROR
+
+    senders = logging.getLogger(SENDERS)
+    senders.addFilter(kept_back)
+    try:
+        yield
+    finally:
+        if not leave_server() or lost:
+            logger.warning("the Prefect server did not take all that the run told it: its page has gaps")
+        senders.removeFilter(kept_back)
+
+
+def leave_server(seconds: float = LEAVE_SECONDS) -> bool:
     """Wait until what Prefect still has to send is sent; where nothing moves for so long, forget the rest.
 
     Prefect itself waits at the end of a process for as long as its server is away.
+
+    Returns:
+        Whether all is sent, or was given up before.
     """
-    if "prefect" not in sys.modules:
-        return
     from prefect._internal.concurrency.services import (
         _active_services,  # pyright: ignore[reportPrivateUsage]
     )
@@ -122,10 +148,9 @@ def leave_server(seconds: float = LEAVE_SECONDS) -> None:
         now_left = sum(service._queue.qsize() for service in pending)
         if now_left != left:
             left, since = now_left, time.monotonic()
-    if pending:
-        logger.warning("the Prefect server did not take all that the run told it; its page is not complete")
     for service in pending:
         service._loop.call_soon_threadsafe(service._done_event.set)
+    return not pending
 
 
 def _ask(address: str) -> None:
@@ -167,7 +192,7 @@ def _open_database(path: Path) -> None:
 
 
 def _not_started(reason: str) -> str:
-    return f"{OWN} could not be started ({reason}); see what it says above, or set PREFECT_API_URL to another one"
+    return f"{OWN} could not be started ({reason}); see what it says above, or set PREFECT_API_URL to another"
 
 
 def _address() -> str:

@@ -1,4 +1,4 @@
-"""Faults of a disk as libraries tell of them, on `/dev/full` where they write there, and the sentence for each."""
+"""Faults of a disk as libraries tell of them, on `/dev/full` where they write there, and the sentences."""
 
 import errno
 import os

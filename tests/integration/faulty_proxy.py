@@ -21,51 +21,51 @@ class Proxy:
 
     Attributes:
         port: of loopback, where it listens.
-        mode: `pass` lets everything through, `hang` takes connections and answers nothing, `refuse` ends every
-            connection.
+        mode: `pass` lets everything through, `hang` takes connections and answers nothing, `refuse` ends
+            every connection and listens no more.
         delay_s: how long each part of an answer is held back.
-        taken: connections so far.
     """
 
     upstream: int
     port: int
     mode: Mode = "pass"
     delay_s: float = 0.0
-    taken: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
 
 
 @contextlib.contextmanager
 def faulty_proxy(upstream: int) -> Iterator[Proxy]:
     """Start a proxy on a port of loopback in front of another port; it ends with the block."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        proxy = Proxy(upstream, listening.getsockname()[1])
-        listening.settimeout(POLL_S)
-        taking = threading.Thread(target=_take, args=(proxy, listening))
-        taking.start()
-        try:
-            yield proxy
-        finally:
-            proxy.ended.set()
-            taking.join()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        proxy = Proxy(upstream, probe.getsockname()[1])
+    taking = threading.Thread(target=_take, args=(proxy,))
+    taking.start()
+    try:
+        yield proxy
+    finally:
+        proxy.ended.set()
+        taking.join()
 
 
-def _take(proxy: Proxy, listening: socket.socket) -> None:
+def _take(proxy: Proxy) -> None:
     threads: list[threading.Thread] = []
     while not proxy.ended.is_set():
-        with contextlib.suppress(TimeoutError):
-            taken, _ = listening.accept()
-            proxy.taken += 1
-            threads.append(threading.Thread(target=_serve, args=(proxy, taken)))
-            threads[-1].start()
+        if proxy.mode == "refuse":
+            proxy.ended.wait(POLL_S)
+            continue
+        with socket.create_server(("127.0.0.1", proxy.port)) as listening:
+            listening.settimeout(POLL_S)
+            while not proxy.ended.is_set() and proxy.mode != "refuse":
+                with contextlib.suppress(TimeoutError):
+                    taken, _ = listening.accept()
+                    threads.append(threading.Thread(target=_serve, args=(proxy, taken)))
+                    threads[-1].start()
     for thread in threads:
         thread.join()
 
 
 def _serve(proxy: Proxy, taken: socket.socket) -> None:
     with taken, contextlib.suppress(OSError):
-        if proxy.mode == "refuse":
-            return
         while proxy.mode == "hang":  # until it is let through, or refused, or the end
             if proxy.ended.wait(POLL_S):
                 return

@@ -1,7 +1,7 @@
 """Commands of `clusterucb`, each in a process of its own that is forked from one with the imports done.
 
 As a script it is that process: it reads a request a line and answers each with a line. What a command imports
-takes ten times as long as a small run; a fork has Torch and the core, and imports Prefect with its own settings.
+takes longer than a small run; a fork has Torch and the core, and imports Prefect with settings of its own.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from typing import Any
 
 IMPORTED = (
     "mlflow", "transformers.trainer", "peft", "sklearn.cluster", "lm_eval", "clusterucb_core.erasure",
-    "clusterucb_core.estimate", "clusterucb_core.garbage", "clusterucb_core.outcome", "clusterucb_core.report",
-    "clusterucb_core.reselection",
+    "clusterucb_core.estimate", "clusterucb_core.garbage", "clusterucb_core.outcome",
+    "clusterucb_core.report", "clusterucb_core.reselection",
 )  # fmt: skip
-ENV = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,10 @@ class Commands:
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send a request and return the answer."""
-        assert self.process.stdin and self.process.stdout
-        print(json.dumps(request), file=self.process.stdin, flush=True)
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
 
@@ -83,7 +85,7 @@ def forked_commands(folder: Path, environment: dict[str, str]) -> Iterator[Comma
     folder.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, __file__]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(line, env=environment | ENV, cwd=folder, **pipes) as process:
+    with subprocess.Popen(line, env=environment | THREADS, cwd=folder, **pipes) as process:
         commands = Commands(process, folder)
         commands.ask(ready=True)
         try:
@@ -105,7 +107,8 @@ def serve() -> list[str] | None:
             if answer["pid"] == 0:
                 become(request["folder"], request["environment"])
                 return request["arguments"]
-        print(json.dumps(answer), flush=True)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
     return None
 
 
@@ -119,10 +122,18 @@ def become(folder: str, environment: dict[str, str]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
 
+def run(arguments: list[str]) -> int:
+    """Run a command as the console script does."""
+    import atexit
+
+    from flows import cli
+
+    atexit.register(cli._end_quietly)
+    return cli.main(arguments)
+
+
 if __name__ == "__main__":
     for name in IMPORTED:
         importlib.import_module(name)
     if (wanted := serve()) is not None:
-        from flows.cli import main
-
-        sys.exit(main(wanted))
+        sys.exit(run(wanted))

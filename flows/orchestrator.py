@@ -78,6 +78,9 @@ def start_own_server() -> None:
     server._run_uvicorn_command = start_again
     try:
         server.start()
+    except ServerUnavailable:
+        server.stop()
+        raise
     except RuntimeError as error:
         server.stop()
         raise ServerUnavailable(_not_started(str(error))) from error

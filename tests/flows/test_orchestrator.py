@@ -3,11 +3,10 @@
 import contextlib
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -117,7 +116,7 @@ def test_an_own_server_that_ends_at_its_start_is_not_started_for_ever(monkeypatc
 
     def failing(_):
         started.append(1)
-        return subprocess.Popen([sys.executable, "-S", "-c", "import sys; sys.exit(3)"])
+        return SimpleNamespace(poll=lambda: 3, terminate=lambda: None, wait=lambda timeout: 3)
 
     monkeypatch.setattr(SubprocessASGIServer, "_instances", {})
     monkeypatch.setattr(SubprocessASGIServer, "_run_uvicorn_command", failing)

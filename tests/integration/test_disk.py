@@ -204,6 +204,25 @@ def test_a_disk_on_which_everything_takes_its_time_gives_the_same_selection(
     assert selected(finished.plan.workspace) == undisturbed
 
 
+def test_the_page_of_a_run_that_a_worker_started_says_what_is_wrong(prefect_server, small_disk, monkeypatch):
+    from prefect import flow
+
+    from clusterucb_core.execution import ExecutionSettings
+    from flows.calls import plain_faults
+
+    @flow(persist_result=False)
+    def write():
+        with plain_faults(ExecutionSettings()):
+            fill(small_disk)
+            (small_disk / "home" / "a").write_bytes(b"1")
+
+    monkeypatch.setenv("CLUSTERUCB_HOME", str(small_disk / "home"))
+    (small_disk / "home").mkdir()
+    state = write(return_state=True)
+    assert state.is_failed()
+    assert f"StorageFull: the disk of {small_disk / 'home'} is full" in state.message
+
+
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     modules = {}

@@ -76,13 +76,13 @@ def storage_fault(error: BaseException, places: Places) -> ClusterUcbError | Non
         folder = existing(path) if path else _likely(fault, places)
         if fault is Fault.BROKEN and shutil.disk_usage(folder).free < NEARLY_NOTHING_BYTES:
             fault = Fault.FULL
-        return _told(fault, folder, _setting(folder, places))
+        return _told(fault, _place(folder, places), _setting(folder, places))
     return None
 
 
 def full_disk(folder: Path, places: Places) -> StorageFull:
     """Return the sentence about a folder whose disk is full."""
-    told = _told(Fault.FULL, existing(folder), _setting(folder, places))
+    told = _told(Fault.FULL, existing(folder), _setting(existing(folder), places))
     assert isinstance(told, StorageFull), "a full disk"
     return told
 
@@ -167,10 +167,16 @@ def _is_read_only(folder: Path) -> bool:
     return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
+def _place(folder: Path, places: Places) -> Path:
+    """Return the innermost of the places that a folder lies in, else the folder."""
+    inside = [place for place in places if folder.is_relative_to(place) and place.is_dir()]
+    return max(inside, key=lambda place: len(place.parts), default=folder)
+
+
 def _setting(folder: Path, places: Places) -> str:
     """Return what sets the innermost of the places that a folder lies in."""
-    if inside := [place for place in places if folder.is_relative_to(place)]:
-        return places[max(inside, key=lambda place: len(place.parts))]
+    if (place := _place(folder, places)) in places:
+        return places[place]
     if above := [place for place in places if place.is_relative_to(folder)]:
         return places[above[0]]
     return "TMPDIR" if folder.is_relative_to(tempfile.gettempdir()) else "another path"

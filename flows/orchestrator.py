@@ -29,7 +29,7 @@ OWN_SERVER_STARTS = 3
 LEAVE_SECONDS = 20.0
 POLL_S = 0.2
 OWN = "the Prefect server of the run's own"
-SENDERS = "prefect._internal.concurrency"
+SENDERS = ("prefect._internal.concurrency", "prefect.events.clients")
 
 
 def check_server(home: Path) -> None:
@@ -114,18 +114,20 @@ def served() -> Generator[None]:
     lost: list[logging.LogRecord] = []
 
     def kept_back(record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.ERROR:
+        if record.levelno >= logging.WARNING:
             lost.append(record)
-        return record.levelno < logging.ERROR
+        return record.levelno < logging.WARNING
 
-    senders = logging.getLogger(SENDERS)
-    senders.addFilter(kept_back)
+    senders = [logging.getLogger(name) for name in SENDERS]
+    for sender in senders:
+        sender.addFilter(kept_back)
     try:
         yield
     finally:
         if not leave_server() or lost:
             logger.warning("the Prefect server did not take all that the run told it: its page has gaps")
-        senders.removeFilter(kept_back)
+        for sender in senders:
+            sender.removeFilter(kept_back)
 
 
 def leave_server(seconds: float = LEAVE_SECONDS) -> bool:

@@ -144,8 +144,10 @@ def _announce(version: "PoolVersion") -> None:
     """Emit the event of a new pool version to the Prefect server that the user has named."""
     if version.created and os.environ.get("PREFECT_API_URL"):
         from flows.events import announce_pool
+        from flows.orchestrator import served
 
-        announce_pool(version)
+        with served():
+            announce_pool(version)
 
 
 def configure() -> None:

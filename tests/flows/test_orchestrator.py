@@ -1,6 +1,7 @@
 """A Prefect server that is away, hangs or cannot be started: told of plainly, and left in bounded time."""
 
 import contextlib
+import logging
 import socket
 import sqlite3
 import threading
@@ -190,6 +191,21 @@ def test_a_process_does_not_wait_at_its_end_for_a_server_that_takes_nothing():
     orchestrator.leave_server(seconds=0.5)
     assert time.monotonic() - began < 5
     sender.drain()  # what Prefect does at the end of the process returns at once
+
+
+def test_what_prefect_says_of_each_record_that_it_lost_becomes_one_warning(caplog):
+    senders = [logging.getLogger(name) for name in orchestrator.SENDERS]
+    with orchestrator.served():
+        for sender in senders:
+            sender.error("Service %r failed to process item %r", "EventsWorker", "all of it")
+            sender.warning("Unable to connect")
+            sender.info("as usual")
+    told = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert told == ["the Prefect server did not take all that the run told it: its page has gaps"]
+    caplog.clear()
+    with orchestrator.served():
+        pass
+    assert caplog.records == []
 
 
 def test_what_a_server_takes_is_waited_for():

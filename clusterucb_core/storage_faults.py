@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from clusterucb_core.errors import ClusterUcbError, StorageFull, StorageNotWrita
 # What to set so that files of a folder go elsewhere.
 Places = Mapping[Path, str]
 AGAIN = "give the same command again, which goes on from what was computed"
+ELSEWHERE = "another path"
 # SQLite calls a full disk an I/O error where it cannot grow its log.
 NEARLY_NOTHING_BYTES = 64 * 2**10
 
@@ -78,6 +80,22 @@ def storage_fault(error: BaseException, places: Places) -> ClusterUcbError | Non
             fault = Fault.FULL
         return _told(fault, _place(folder, places), _setting(folder, places))
     return None
+
+
+@contextmanager
+def writing_to(folder: Path) -> Generator[None]:
+    """Name a folder in what a block meets of its disk: an error of writing does not say where.
+
+    Raises:
+        StorageFull: its disk has no room.
+        StorageNotWritable: it cannot be written, or its disk failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (told := storage_fault(error, {folder.absolute(): ELSEWHERE})) is not None:
+            raise told from error
+        raise
 
 
 def full_disk(folder: Path, places: Places) -> StorageFull:
@@ -179,7 +197,7 @@ def _setting(folder: Path, places: Places) -> str:
         return places[place]
     if above := [place for place in places if place.is_relative_to(folder)]:
         return places[above[0]]
-    return "TMPDIR" if folder.is_relative_to(tempfile.gettempdir()) else "another path"
+    return "TMPDIR" if folder.is_relative_to(tempfile.gettempdir()) else ELSEWHERE
 
 
 def _told(fault: Fault, folder: Path, setting: str) -> ClusterUcbError:

@@ -136,7 +136,7 @@ def test_a_run_outlives_a_server_that_is_away_for_some_seconds(start, proxy, ser
 
 
 def test_a_run_on_a_slow_server_takes_longer_and_ends_well(start, proxy, tmp_path, undisturbed):
-    proxy.delay_s = 0.5
+    proxy.delay_s = 0.2
     run = start()
     assert run.wait() == 0, run.err
     assert selected(tmp_path / "home") == undisturbed

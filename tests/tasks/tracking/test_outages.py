@@ -221,13 +221,18 @@ def full_record(tmp_path):
 @pytest.mark.parametrize(
     "step",
     [
-        "mlflow.MlflowClient.create_run",
-        "tasks.tracking.sending._send_datasets",
         "tasks.tracking.sending._send_files",
-        "mlflow.MlflowClient.create_model_version",
-        "mlflow.MlflowClient.set_registered_model_alias",
         "mlflow.MlflowClient.set_terminated",
-        "pathlib.Path.unlink",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "mlflow.MlflowClient.create_run",
+                "tasks.tracking.sending._send_datasets",
+                "mlflow.MlflowClient.create_model_version",
+                "mlflow.MlflowClient.set_registered_model_alias",
+                "pathlib.Path.unlink",
+            )
+        ),
     ],
 )
 def test_a_record_whose_sender_was_killed_on_the_way_is_sent_whole_and_once(

@@ -12,7 +12,7 @@ API = "http://127.0.0.1:4200/api"
 
 @pytest.fixture
 def away(monkeypatch):
-    """A flow that cannot tell its server that it has ended; `results` are what is found before and after it."""
+    """A flow that cannot tell its server that it has ended; yields what is found before and after it."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     results = []

@@ -68,6 +68,8 @@ def storage_fault(error: BaseException, places: Places) -> ClusterUcbError | Non
             which of them it was.
     """
     for part in causes(error):
+        if isinstance(part, StorageFull | StorageNotWritable):
+            return part  # told already, by who knew the folder
         if isinstance(part, ClusterUcbError):
             continue
         fault, path = _fault_of(part), _path_of(part)

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from clusterucb_core.errors import InvalidPool, StaleArtifact, StorageFull, StorageNotWritable
-from clusterucb_core.storage_faults import check_room, check_writable, storage_fault
+from clusterucb_core.storage_faults import check_room, check_writable, storage_fault, writing_to
 
 FULL = Path("/dev/full")
 
@@ -137,6 +137,16 @@ def test_a_folder_that_is_not_permitted_is_told_from_a_file_that_may_not_be_read
     forbidden.add(os.R_OK)
     unread = PermissionError(errno.EACCES, "Permission denied", str(locked / "pool.jsonl"))
     assert storage_fault(unread, places) is None
+
+
+def test_what_was_told_where_the_folder_was_known_is_not_told_again(places, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(StorageFull, match=f"^the disk of {tmp_path / 'out'} is full") as caught:
+        with writing_to(tmp_path / "out"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert storage_fault(caught.value, places) is caught.value
+    with pytest.raises(ValueError, match="a row"), writing_to(tmp_path):
+        raise ValueError("a row")
 
 
 def test_room_is_asked_for_before_it_is_needed(tmp_path):

@@ -141,9 +141,9 @@ def test_a_folder_that_is_not_permitted_is_told_from_a_file_that_may_not_be_read
 
 def test_what_was_told_where_the_folder_was_known_is_not_told_again(places, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(StorageFull, match=f"^the disk of {tmp_path / 'out'} is full") as caught:
-        with writing_to(tmp_path / "out"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+    full = f"^the disk of {tmp_path / 'out'} is full"
+    with pytest.raises(StorageFull, match=full) as caught, writing_to(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
     assert storage_fault(caught.value, places) is caught.value
     with pytest.raises(ValueError, match="a row"), writing_to(tmp_path):
         raise ValueError("a row")

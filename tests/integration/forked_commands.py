@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE
 class Command:
     """A command that was started."""
 
-    commands: "Commands"
+    ask: Callable[..., dict[str, Any]]
     pid: int
     folder: Path
 
@@ -39,7 +39,7 @@ class Command:
             TimeoutError: it did not end in time.
         """
         end = time.monotonic() + seconds
-        while (code := self.commands.ask(poll=self.pid)["code"]) is None:
+        while (code := self.ask(poll=self.pid)["code"]) is None:
             if time.monotonic() > end:
                 raise TimeoutError(f"process {self.pid} did not end in {seconds} s:\n{self.err[-3000:]}")
             time.sleep(0.1)
@@ -58,7 +58,7 @@ class Command:
 class Commands:
     """What starts commands."""
 
-    process: "subprocess.Popen[str]"
+    process: subprocess.Popen[str]
     folder: Path
 
     def start(self, *arguments: object, **environment: str) -> Command:
@@ -68,7 +68,7 @@ class Commands:
         pid = self.ask(
             arguments=[str(argument) for argument in arguments], environment=environment, folder=str(folder)
         )["pid"]
-        return Command(self, pid, folder)
+        return Command(self.ask, pid, folder)
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send a request and return the answer."""

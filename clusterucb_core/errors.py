@@ -18,6 +18,7 @@ ClusterUcbError
 ├── UnknownSample       a sample id that the catalog does not hold
 ├── NoSandbox           code of a model that cannot be isolated on this machine
 ├── CatalogBusy         the catalog stayed locked by another process
+├── RunStopped          work that was asked to stop before its end
 ├── TrackingUnavailable MLflow could not take a run that is to fail without it
 └── ServerUnavailable   the Prefect server did not answer, or could not be started
 
@@ -97,6 +98,10 @@ class NoSandbox(ClusterUcbError):
 
 class CatalogBusy(ClusterUcbError):
     """The catalog stayed locked by another process."""
+
+
+class RunStopped(ClusterUcbError):
+    """Work was asked to stop before its end."""
 
 
 class TrackingUnavailable(ClusterUcbError):

@@ -1,20 +1,27 @@
 """Progress of long tasks as log lines: done of total, rate and time left, at most one every few seconds.
 
 Whoever wants to show it otherwise listens to `BEGUN_AND_OVER`, which names each task when it begins and when
-it is over, and looks at it in between.
+it is over, and looks at it in between. Where a task counts what it has done, it also stops if it is asked to.
 """
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from threading import Event
 from typing import TypeVar
+
+from clusterucb_core.errors import RunStopped
 
 REPORT_EVERY_S = 5.0
 IN_RECORD = "pace"
 # Quiet unless somebody listens: its records, at the level DEBUG, hold the task as `pace`.
 BEGUN_AND_OVER = logging.getLogger(f"{__name__}.tasks")
 Item = TypeVar("Item")
+
+_STOP: ContextVar[Event | None] = ContextVar("stop", default=None)
 
 
 @dataclass
@@ -45,6 +52,16 @@ class Pace:
         _name(self)
 
 
+@contextmanager
+def stopped_by(asked: Event) -> Generator[None]:
+    """Let the tasks of this block, also those in threads that inherit its context, stop once this is set."""
+    token = _STOP.set(asked)
+    try:
+        yield
+    finally:
+        _STOP.reset(token)
+
+
 def advance(pace: Pace, count: int = 1, detail: str = "") -> None:
     """Count what has been done, and log where it has come to where the last line is some seconds old.
 
@@ -52,7 +69,13 @@ def advance(pace: Pace, count: int = 1, detail: str = "") -> None:
         pace: the task.
         count: how many more are done.
         detail: what else there is to tell.
+
+    Raises:
+        RunStopped: the task has been asked to stop.
     """
+    asked = _STOP.get()
+    if asked is not None and asked.is_set():
+        raise RunStopped(f"{pace.what} was stopped; what was finished before is kept, run again to go on")
     pace.done += count
     if pace.done == pace.total:
         finish(pace)

@@ -3,11 +3,12 @@
 import atexit
 import importlib.metadata
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from typer.main import get_command
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `clusterucb`; None for the arguments of this process.
     """
     flags, ordered = _split_flags(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        signal.signal(signal.SIGTERM, _interrupt)
     if arguments is None and "--debug" not in flags:
         atexit.register(_end_quietly)  # registered first, so that it runs last
     # a shell that asks for completions shows no log
@@ -110,6 +113,11 @@ def _top(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(BAD_USAGE)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Take a request to end, as of a container that is stopped, like Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def _end_quietly() -> None:

@@ -13,6 +13,7 @@ from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.near_names import known_names
 from flows.ray_cluster import Ray, ray_runner, ray_started, ray_task_runner
+from flows.stopping import end_with_parent, stopping_workers
 
 
 class Threads(Frozen):
@@ -58,7 +59,7 @@ def task_runner(runner: Runner) -> TaskRunner[Any]:
         case Threads():
             return ThreadPoolTaskRunner(max_workers=runner.workers)
         case Processes():
-            return ProcessPoolTaskRunner(max_workers=runner.workers)
+            return ProcessPoolTaskRunner(max_workers=runner.workers, initializer=end_with_parent)
         case Ray():
             return ray_task_runner(runner)
         case _:
@@ -67,14 +68,14 @@ def task_runner(runner: Runner) -> TaskRunner[Any]:
 
 @contextmanager
 def mapped_on(runner: Runner) -> Generator[None]:
-    """Let the flow run that is under way map its tasks on an executor.
+    """Let the flow run that is under way map its tasks on an executor, which stops when the run does.
 
     Only the flow itself can do this: a deployment starts it with the task runner that it was declared with.
     """
     context = FlowRunContext.get()
     assert context is not None, "a flow run maps tasks"
     running = ray_started(runner) if isinstance(runner, Ray) else task_runner(runner)
-    with running as started, context.model_copy(update={"task_runner": started}):
+    with running as started, context.model_copy(update={"task_runner": started}), stopping_workers():
         yield
 
 

@@ -62,13 +62,8 @@ def train_in_processes(
         folder = Path(name)
         (folder / TASK_FILE).write_text(task.model_dump_json(), encoding="utf-8")
         _write_samples(folder / SAMPLES_FILE, samples)
-        line = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={processes}",
-        ]
+        launch = [sys.executable, "-m", "clusterucb_core.training.launch"]
+        line = [*launch, "--standalone", f"--nproc-per-node={processes}"]
         line += ["-m", "clusterucb_core.training.worker", str(folder)]
         logger.info("training in %d processes", processes)
         code = _run_and_relay(line, folder / WORDS_FILE)
@@ -108,14 +103,20 @@ def _write_samples(path: Path, samples: Sequence[TokenizedSample]) -> None:
 
 def _run_and_relay(line: Sequence[str], words: Path) -> int:
     """Run a command, log its progress as it comes, keep its stderr in a file, and return its exit code."""
+    pipe = subprocess.PIPE
     with (
         words.open("w", encoding="utf-8") as stderr,
-        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,  # noqa: S603
+        # nothing is written to its stdin: that it is closed tells the command that this process has ended
+        subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=stderr, text=True) as process,  # noqa: S603
     ):
         assert process.stdout is not None, "stdout is a pipe"
-        for said in process.stdout:
-            if said.startswith(PROGRESS):
-                logger.info("%s", said.removeprefix(PROGRESS).rstrip())
+        try:
+            for said in process.stdout:
+                if said.startswith(PROGRESS):
+                    logger.info("%s", said.removeprefix(PROGRESS).rstrip())
+        except BaseException:
+            process.terminate()
+            raise
     return process.returncode
 
 

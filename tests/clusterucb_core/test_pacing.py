@@ -1,10 +1,12 @@
 """Progress lines: what they say, and how seldom."""
 
 import logging
+import threading
 
 import pytest
 
 from clusterucb_core import pacing
+from clusterucb_core.errors import RunStopped
 from clusterucb_core.pacing import (
     BEGUN_AND_OVER,
     Pace,
@@ -14,6 +16,7 @@ from clusterucb_core.pacing import (
     pace_of,
     pace_text,
     paced,
+    stopped_by,
 )
 
 LOG = logging.getLogger("clusterucb_core.test")
@@ -106,3 +109,14 @@ def test_a_line_knows_its_task(caplog):
     advance(pace)
     LOG.info("something else")
     assert [pace_of(record) for record in caplog.records] == [pace, None]
+
+
+def test_a_task_that_is_asked_to_stop_does_so_where_it_counts():
+    asked = threading.Event()
+    with stopped_by(asked):
+        items = paced(range(5), Pace(LOG, "work", "rows", 5))
+        assert [next(items), next(items)] == [0, 1]
+        asked.set()
+        with pytest.raises(RunStopped, match="work was stopped; what was finished before is kept"):
+            next(items)
+    advance(Pace(LOG, "another", "rows", 5))  # outside of the block nothing is asked

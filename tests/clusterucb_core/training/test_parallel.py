@@ -1,6 +1,8 @@
 """A training shared by two processes is the training of one, up to rounding."""
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -88,3 +90,18 @@ def test_a_process_that_ends_without_a_word_fails_the_training(settings, samples
     task = TrainingTask(settings=settings, plan=PLAN, start=None, out=blocked / "out", device="cpu")
     with pytest.raises(TrainingFailed, match="NotADirectoryError"):
         train_in_processes(task, samples, processes=2)
+
+
+def test_the_processes_end_once_whoever_started_them_is_gone(tmp_path):
+    waiting = tmp_path / "waiting.py"
+    waiting.write_text("print('begun', flush=True)\nimport time; time.sleep(600)\n", encoding="utf-8")
+    line = [sys.executable, "-m", "clusterucb_core.training.launch", "--standalone", "--nproc-per-node=1"]
+    with subprocess.Popen(
+        [*line, str(waiting)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as launched:
+        assert launched.stdin is not None
+        assert launched.stdout is not None
+        assert launched.stdout.readline() == b"begun\n"
+        launched.stdin.close()  # as when the process at its other end is killed
+        assert launched.wait(60) != 0
+        assert launched.stdout.read() == b""  # closed by the last process that could write to it

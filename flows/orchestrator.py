@@ -27,6 +27,7 @@ ANSWER_SECONDS = 10.0
 OWN_SERVER_STARTS = 3
 # How long a process that ends waits for a server that takes nothing of what is still to be sent.
 LEAVE_SECONDS = 20.0
+INTERRUPTED_SECONDS = 3.0  # where the run was interrupted
 POLL_S = 0.2
 OWN = "the Prefect server of the run's own"
 SENDERS = ("prefect._internal.concurrency", "prefect.events.clients")
@@ -121,10 +122,16 @@ def served() -> Generator[None]:
     senders = [logging.getLogger(name) for name in SENDERS]
     for sender in senders:
         sender.addFilter(kept_back)
+    seconds = LEAVE_SECONDS
     try:
         yield
+    except Exception:
+        raise
+    except BaseException:
+        seconds = INTERRUPTED_SECONDS
+        raise
     finally:
-        if not leave_server() or lost:
+        if not leave_server(seconds) or lost:
             logger.warning("the Prefect server did not take all that the run told it: its page has gaps")
         for sender in senders:
             sender.removeFilter(kept_back)

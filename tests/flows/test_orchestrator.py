@@ -208,6 +208,19 @@ def test_what_prefect_says_of_each_record_that_it_lost_becomes_one_warning(caplo
     assert caplog.records == []
 
 
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [(None, orchestrator.LEAVE_SECONDS), (KeyboardInterrupt, orchestrator.INTERRUPTED_SECONDS)],
+)
+def test_who_interrupts_a_run_waits_less_for_its_server(error, seconds, monkeypatch):
+    waited = []
+    monkeypatch.setattr(orchestrator, "leave_server", lambda seconds: waited.append(seconds) or True)
+    with contextlib.suppress(KeyboardInterrupt), orchestrator.served():
+        if error:
+            raise error
+    assert waited == [seconds]
+
+
 def test_what_a_server_takes_is_waited_for():
     from prefect._internal.concurrency.services import QueueService
 

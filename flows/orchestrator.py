@@ -149,7 +149,8 @@ def leave_server(seconds: float = LEAVE_SECONDS) -> bool:
         _active_services,  # pyright: ignore[reportPrivateUsage]
     )
 
-    services: list[Any] = [found for found in _active_services if found._started]
+    every: list[Any] = list(_active_services)
+    services = [found for found in every if found._started]
     for service in services:
         service._stop(at_exit=True)
     pending = [service for service in services if not service._done_event.is_set()]

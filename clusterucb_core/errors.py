@@ -12,15 +12,20 @@ ClusterUcbError
 ├── MissingArtifact     a file or folder that an earlier stage should have left
 ├── StaleArtifact       an artifact whose content does not fit its manifest
 ├── StorageUnavailable  an object store that could not be read or written
+├── StorageFull         a disk without room for what was to be written
+├── StorageNotWritable  a folder that cannot be written, or a disk that failed
 ├── UnknownVersion      a selection version that the catalog does not hold
 ├── UnknownSample       a sample id that the catalog does not hold
 ├── NoSandbox           code of a model that cannot be isolated on this machine
 ├── CatalogBusy         the catalog stayed locked by another process
 ├── RunStopped          work that was asked to stop before its end
-└── TrackingUnavailable MLflow could not take a run that is to fail without it
+├── TrackingUnavailable MLflow could not take a run that is to fail without it
+└── ServerUnavailable   the Prefect server did not answer, or could not be started
 
 Every message says what is wrong, the value seen, and what to do.
 """
+
+from collections.abc import Iterator
 
 
 class ClusterUcbError(Exception):
@@ -71,6 +76,14 @@ class StorageUnavailable(ClusterUcbError):
     """The object store of artifacts could not be read or written."""
 
 
+class StorageFull(ClusterUcbError):
+    """A disk has no room for what was to be written."""
+
+
+class StorageNotWritable(ClusterUcbError):
+    """A folder cannot be written, or its disk failed."""
+
+
 class UnknownVersion(ClusterUcbError):
     """The catalog holds no such selection version."""
 
@@ -93,3 +106,19 @@ class RunStopped(ClusterUcbError):
 
 class TrackingUnavailable(ClusterUcbError):
     """MLflow could not take a run that is to fail without it."""
+
+
+class ServerUnavailable(ClusterUcbError):
+    """The Prefect server did not answer, or one of the run's own could not be started."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, what it was raised from, and what was being handled when it was raised."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        part = waiting.pop(0)
+        if part is not None and id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            waiting += [part.__cause__, None if part.__suppress_context__ else part.__context__]

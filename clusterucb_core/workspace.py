@@ -19,6 +19,7 @@ from clusterucb_core.errors import InvalidConfig, MissingArtifact
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.object_store import StorageRoot, is_address, mirror_folder, open_store, probe
 from clusterucb_core.records import ArtifactRef
+from clusterucb_core.storage_faults import check_writable
 
 NOT_IN_KEY: JsonDict = {"in_key": False}
 Rest = ParamSpec("Rest")
@@ -56,14 +57,25 @@ class Workspace(Frozen):
         """Whether artifacts lie in an object store, and here are copies."""
         return self.storage_root is not None and is_address(self.storage_root)
 
+    @property
+    def places(self) -> dict[Path, str]:
+        """The folders that are written to, and what sets each; the state folder is the first."""
+        # copies of an object store lie in the state folder, or in a folder for temporary files
+        by_root = "CLUSTERUCB_HOME" if self.is_mirrored else "execution.storage_root"
+        places = {Path(self.home): "CLUSTERUCB_HOME", self.artifacts: "TMPDIR" if self.on_node else by_root}
+        return {place.absolute(): setting for place, setting in places.items()}
+
 
 def check_storage(workspace: Workspace) -> None:
-    """Check that the object store of a workspace, where it has one, can be written and read.
+    """Check that the folders of a workspace can be written, and its object store, where it has one, be used.
 
     Raises:
         InvalidConfig: the package for its protocol is not installed.
-        StorageUnavailable: it cannot.
+        StorageNotWritable: a folder cannot be written.
+        StorageUnavailable: the object store cannot be written and read.
     """
+    for place, setting in workspace.places.items():
+        check_writable(place, setting)
     if workspace.storage_root is not None and workspace.is_mirrored:
         probe(open_store(workspace.storage_root))
 

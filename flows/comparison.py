@@ -15,11 +15,11 @@ from clusterucb_core.stages.comparison import Setting, draw_seed, possible_repet
 from clusterucb_core.stages.comparison_summary import SettingSummary, Trained
 from clusterucb_core.stages.intake import pool_size
 from clusterucb_core.stages.summary import Trajectory, spaces_of, trainings_of
+from flows.calls import called_here, plain_faults
 from flows.evaluation import evaluate_subject
 from flows.home import configure_tracking, state_folder
 from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_settings
-from flows.run_log import failures_told_by_caller
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select, select_by
 from flows.turns import turn
@@ -37,7 +37,7 @@ def run_comparison(config: RunConfig, execution: ExecutionSettings) -> Compariso
     known = finished_comparison(plan_comparison(config, execution, home=state_folder()))
     if known is not None:
         return known
-    with failures_told_by_caller():
+    with called_here(execution):
         return clusterucb_compare(config, execution)
 
 
@@ -54,7 +54,11 @@ def clusterucb_compare(
     """
     started_at = time.time()
     configure_tracking(state_folder())
-    with turn(state_folder()), mapped_on(choose_runner(execution, visible_gpus())):
+    with (
+        plain_faults(execution),
+        turn(state_folder()),
+        mapped_on(choose_runner(execution, visible_gpus())),
+    ):
         plan = plan_comparison(config, execution, home=state_folder())
         with watched(plan) as watch:
             return _compare(plan, watch, started_at=started_at)

@@ -24,6 +24,9 @@ def configure_services(home: Path) -> None:
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "prefect" / "results"),
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        # a server that answers nothing is asked six times, as is one that is away
+        "PREFECT_API_REQUEST_TIMEOUT": "20",
+        "PREFECT_CLIENT_MAX_RETRIES": "5",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",

@@ -6,9 +6,11 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
+from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.garbage import Removed
 from clusterucb_core.workspace import Workspace
+from flows.calls import plain_faults
 from flows.home import state_folder
 from flows.turns import turn
 from tasks.maintain import backup, remove_unneeded
@@ -43,7 +45,7 @@ def maintenance(
         dry_run: Only tell what would be removed.
     """
     workspace = Workspace(home=str(state_folder()), storage_root=storage_root)
-    with turn(state_folder()):
+    with plain_faults(ExecutionSettings(storage_root=storage_root)), turn(state_folder()):
         removed = remove_unneeded(
             workspace, keep_runs=keep_runs, grace_s=grace_hours * SECONDS_AN_HOUR, dry_run=dry_run
         )

@@ -1,5 +1,6 @@
 """The pipeline: from raw instruction files to a versioned selection and an evaluated adapter."""
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -20,12 +21,13 @@ from clusterucb_core.stages.summary import (
     spaces_of,
     trainings_of,
 )
+from flows.calls import called_here, plain_faults
 from flows.evaluation import evaluate_subject
 from flows.home import configure_tracking, state_folder
+from flows.orchestrator import server_fault
 from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_subjects
 from flows.publication import publish, report, trail_to_follow
-from flows.run_log import failures_told_by_caller
 from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select
 from flows.turns import turn
@@ -35,17 +37,28 @@ from tasks.featurize import record_features
 from tasks.reselect import keep_trail
 from tasks.tracking import start_tracking
 
+logger = logging.getLogger(__name__)
+
 
 def run_pipeline(config: RunConfig, execution: ExecutionSettings) -> RunResult:
     """Run the pipeline in this process.
 
     A run whose inputs and settings were seen before returns its result without starting a flow.
     """
-    known = finished_result(plan_run(config, execution, home=state_folder()))
+    plan = plan_run(config, execution, home=state_folder())
+    known = finished_result(plan)
     if known is not None:
         return known
-    with failures_told_by_caller():
-        return clusterucb(config, execution)
+    with called_here(execution):
+        try:
+            return clusterucb(config, execution)
+        except Exception as error:
+            # the result is kept before the Prefect server is told that the run has ended
+            known = finished_result(plan) if server_fault(error) else None
+            if known is None:
+                raise
+            logger.warning("the run is complete, but its page is not: %s", server_fault(error))
+            return known
 
 
 @flow(name="clusterucb", persist_result=False)
@@ -56,7 +69,11 @@ def clusterucb(config: RunConfig, execution: ExecutionSettings = ExecutionSettin
         config: What to compute.
         execution: How to execute it; it changes no result.
     """
-    with turn(state_folder()), mapped_on(choose_runner(execution, visible_gpus())):
+    with (
+        plain_faults(execution),
+        turn(state_folder()),
+        mapped_on(choose_runner(execution, visible_gpus())),
+    ):
         return run_stages(config, execution)
 
 

@@ -6,6 +6,7 @@ Tracebacks stay out of it: they may hold text of samples.
 
 import json
 import logging
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Any
 
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
+from typing_extensions import override
 
 from flows.home import OWN_LOGGERS
 
@@ -44,9 +46,7 @@ def run_log(home: Path, run_id: str, *, flow_run_id: str | None) -> Generator[di
     folder.mkdir(parents=True, exist_ok=True)
     _delete_oldest(folder, keep=KEPT_RUNS)
     facts: dict[str, Any] = {"run_id": run_id, "flow_run_id": flow_run_id}
-    file = RotatingFileHandler(
-        folder / f"{run_id}.jsonl", maxBytes=MAX_BYTES, backupCount=1, encoding="utf-8"
-    )
+    file = _RunFile(folder / f"{run_id}.jsonl", maxBytes=MAX_BYTES, backupCount=1, encoding="utf-8")
     file.setFormatter(_JsonLines(facts))
     with _listening(file), _shown_by_prefect():
         try:
@@ -58,6 +58,16 @@ def run_log(home: Path, run_id: str, *, flow_run_id: str | None) -> Generator[di
             words = f"run {run_id} ended with {type(error).__name__}"
             file.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, words, (), None))
             raise
+
+
+class _RunFile(RotatingFileHandler):
+    """A file that may end before the run does: a disk that takes no line prints no traceback for each."""
+
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave a line out that the disk did not take; the stage that writes next tells what is wrong."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _JsonLines(logging.Formatter):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clusterucb_core.artifacts import MANIFEST
 from clusterucb_core.erasure.folders import replace_folder
+from clusterucb_core.mapped_arrays import new_mapped_array
 from clusterucb_core.records import IntArray
 from clusterucb_core.store import ERASED
 
@@ -59,7 +60,7 @@ def _copy_parts(source: Path, out: Path, *, offsets: IntArray, kept: NDArray[np.
         np.save(out, np.load(source, allow_pickle=False)[:0])
         return
     values = np.load(source, mmap_mode="r", allow_pickle=False)
-    copied = np.lib.format.open_memmap(out, mode="w+", dtype=values.dtype, shape=(total,))
+    copied = new_mapped_array(out, values.dtype, (total,))
     ends = np.append(np.flatnonzero(~kept), len(kept))
     start = at = 0
     for end in ends.tolist():

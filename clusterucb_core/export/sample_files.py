@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from clusterucb_core.export.exchanges import Exchange, exchange_of
 from clusterucb_core.export.options import ExportFormat
+from clusterucb_core.storage_faults import writing_to
 
 # Where the hub, and `datasets` in a folder, look for the rows of one split.
 DATASETS_FILE = "data/train-00000-of-00001.parquet"
@@ -75,13 +76,14 @@ def write_samples(samples: pl.DataFrame, path: Path, *, shape: ExportFormat, add
 @contextmanager
 def replacement(out: Path) -> Generator[Path, None, None]:
     """Give a temporary sibling of `out` to write; without an error it takes the name at the end."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(out)
-    try:
-        yield draft
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
+    with writing_to(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield draft
+            draft.replace(out)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def draft_of(out: Path) -> Path:

@@ -25,6 +25,7 @@ from clusterucb_core.features.gradients import AdamMoments, FeatureBatch, iter_g
 from clusterucb_core.features.losses import hidden_width
 from clusterucb_core.features.projections import Projection
 from clusterucb_core.features.sinks import trainable_parameters
+from clusterucb_core.mapped_arrays import new_mapped_array
 from clusterucb_core.pacing import Pace, advance
 from clusterucb_core.records import ArtifactRef, IntArray, TokenizedSample
 
@@ -217,7 +218,7 @@ def write_rows(
     batches = [np.array(batch, dtype=np.int64) for batch in shard.batches]
     with new_artifact(artifact_root, stage, shard.fingerprint, manifest) as folder:
         shape = (len(shard.sample_ids), source.width())
-        rows = np.lib.format.open_memmap(folder / FEATURES_FILE, mode="w+", dtype=np.float16, shape=shape)
+        rows = new_mapped_array(folder / FEATURES_FILE, np.float16, shape)
         states = None if states_space is None else np.zeros((shape[0], source.hidden()), dtype=np.float16)
         stream = source.rows(source.samples, batches)
         manifest["excluded"], manifest["gradient_ways"] = _fill(rows, states, stream, shard)

@@ -35,6 +35,7 @@ from clusterucb_core.lm.tokens import TokenTable, open_tokens
 from clusterucb_core.records import ArtifactRef, Exclusion, FloatArray
 from clusterucb_core.stages.forward import compute_forward_shard
 from clusterucb_core.stages.models import CheckpointRef, FeatureSpace, ModelRef, checkpoint_folder
+from clusterucb_core.storage_faults import check_room
 from clusterucb_core.workspace import Workspace, brought, stage_key
 
 
@@ -115,6 +116,9 @@ def plan_jobs(
     """Return the shard jobs for the samples that a feature space does not hold yet.
 
     Batches are planned over all samples asked for, so that a run that was killed goes on with the same ones.
+
+    Raises:
+        StorageFull: the disk has no room for what they will write.
     """
     missing = set(open_store(space, workspace).missing(sample_ids))
     if not missing:
@@ -122,6 +126,7 @@ def plan_jobs(
     key = stage_key(space)
     shards = plan_shards_of(space, open_tokens(tokens), sample_ids, execution)
     wanted = [part for shard in shards if (part := remaining_shard(key, shard, missing)) is not None]
+    _check_room(space, len(missing), workspace)
     return [
         ShardJob(
             space=space,
@@ -134,6 +139,20 @@ def plan_jobs(
         )
         for shard in wanted
     ]
+
+
+def _check_room(space: FeatureSpace, n_samples: int, workspace: Workspace) -> None:
+    """Refuse gradients that this machine's disk has no room for, before the first is computed."""
+    if not space.has_gradients or workspace.is_mirrored:
+        return
+    projection = projection_of(space)
+    dim = space.model.n_lora_parameters if projection is None else space.projection_dim
+    check_room(
+        workspace.artifacts,
+        n_samples * dim * np.dtype(np.float16).itemsize,
+        what=f"the gradient features of {n_samples:,} samples",
+        setting="execution.storage_root",
+    )
 
 
 def plan_shards_of(

@@ -104,9 +104,12 @@ def _was_replaced(path: Path, before: int | None) -> bool:
 
 
 def _connect(path: Path, *, read_only: bool, older: bool) -> duckdb.DuckDBPyConnection:
+    absent = not path.exists()
     try:
         con = duckdb.connect(path, read_only=read_only)
     except duckdb.Error as error:
+        if absent and any(fault in str(error) for fault in ("No space left", "Could not write")):
+            path.unlink(missing_ok=True)  # half of a new file, which nobody could ever open
         if _is_held(error):
             raise
         raise StaleArtifact(f"{path} cannot be opened as a catalog: {error}") from error

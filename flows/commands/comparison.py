@@ -87,9 +87,11 @@ def _tell_cost(plan: "RunPlan", execution: "ExecutionSettings") -> None:
     from clusterucb_core.estimate import estimate_comparison
     from clusterucb_core.stages.intake import run_ingest
     from clusterucb_core.workspace import check_storage
+    from flows.orchestrator import check_server
     from flows.runners import choose_runner, visible_gpus
 
     with before_start():
+        check_server(state_folder())
         choose_runner(execution, visible_gpus())
         check_storage(plan.workspace)
     with during_run():

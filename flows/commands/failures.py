@@ -27,7 +27,11 @@ def before_start() -> Generator[None]:
     try:
         yield
     except ClusterUcbError as error:
-        raise Refused(str(error)) from error
+        raise Refused(_told(error)) from error
+    except Exception as error:
+        if (told := _fault(error)) is not None:
+            raise Refused(told) from error
+        raise
 
 
 @contextmanager
@@ -36,7 +40,7 @@ def during_run() -> Generator[None]:
     try:
         yield
     except ClusterUcbError as error:
-        raise RunFailed(str(error)) from error
+        raise RunFailed(_told(error)) from error
 
 
 def exit_code(error: Exception) -> int:
@@ -50,6 +54,27 @@ def explain(error: Exception) -> str:
     """Return what an error says; one that nobody foresaw also says its kind."""
     if isinstance(error, TyperException):
         return f"{error.format_message()}\n{HELP}"
-    if isinstance(error, Refused | RunFailed | ClusterUcbError):
+    if isinstance(error, Refused | RunFailed):
         return str(error)
+    if isinstance(error, ClusterUcbError):
+        return _told(error)
+    if (told := _fault(error)) is not None:
+        return told
     return f"{type(error).__name__}: {error}\n--debug shows where it happened"
+
+
+def _told(error: ClusterUcbError) -> str:
+    """Return what an error says, or what lies behind it: a disk that is full or cannot be written."""
+    return _fault(error) or str(error)
+
+
+def _fault(error: Exception) -> str | None:
+    # imported here: most commands end well, and soon
+    from clusterucb_core.storage_faults import storage_fault
+    from clusterucb_core.workspace import Workspace
+    from flows.home import state_folder
+    from flows.orchestrator import server_fault
+
+    places = Workspace(home=str(state_folder())).places
+    told = storage_fault(error, places) or server_fault(error)
+    return None if told is None else str(told)

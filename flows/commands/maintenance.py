@@ -39,10 +39,11 @@ def maintenance(
     """
     configure()
     with only_messages():
+        from clusterucb_core.execution import ExecutionSettings
+        from flows.calls import called_here
         from flows.maintenance import maintenance as run_maintenance
-        from flows.run_log import failures_told_by_caller
 
-        with during_run(), failures_told_by_caller():
+        with during_run(), called_here(ExecutionSettings(storage_root=storage_root)):
             done = run_maintenance(
                 keep_runs=keep_runs,
                 keep_backups=keep_backups,

@@ -55,6 +55,10 @@ def run_file(config: ConfigPath, overrides: list[str]) -> "RunResult":
         if known is not None:
             return known  # without the import of Prefect and MLflow, which takes longer than all the rest
         from clusterucb_core.workspace import check_storage
+        from flows.orchestrator import check_server
+
+        with before_start():
+            check_server(state_folder())
         from flows.runners import choose_runner, visible_gpus
 
         with before_start():
@@ -140,8 +144,10 @@ def _announce(version: "PoolVersion") -> None:
     """Emit the event of a new pool version to the Prefect server that the user has named."""
     if version.created and os.environ.get("PREFECT_API_URL"):
         from flows.events import announce_pool
+        from flows.orchestrator import served
 
-        announce_pool(version)
+        with served():
+            announce_pool(version)
 
 
 def configure() -> None:

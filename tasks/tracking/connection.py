@@ -24,6 +24,16 @@ def open_client(home: str) -> Any:
     return MlflowClient(tracking_uri(home))
 
 
+def refused(error: Exception) -> bool:
+    """Tell whether MLflow is there and refuses what it was sent, and would refuse it again."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and error.error_code in (
+        "INVALID_PARAMETER_VALUE",
+        "BAD_REQUEST",
+    )
+
+
 def unreachable() -> tuple[type[Exception], ...]:
     """Return the errors with which MLflow, its database or its server refuse."""
     import requests

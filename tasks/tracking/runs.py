@@ -90,8 +90,14 @@ def finish_tracking(
         datasets=tuple(run_datasets(figures.pool, outcomes)),
         adapters=tuple(run_adapters(figures.pool, outcomes, run_id=plan.run_id, limit=limit)),
     )
-    _finish(plan, tracking, record)
-    return _addresses(tracking, list(reports), plan.workspace.home)
+    if not _finish(plan, tracking, record):
+        return {}
+    try:
+        return _addresses(tracking, list(reports), plan.workspace.home)
+    except unreachable() as error:
+        uri = tracking_uri(plan.workspace.home)
+        logger.warning("MLflow has the reports, and no address for them: %s", masked(str(error), uri))
+        return {}
 
 
 @task(name="finish tracking comparison")
@@ -144,23 +150,39 @@ def _tags(plan: RunPlan, flow_run_id: str | None, flow_run_url: str | None) -> d
 def _start(plan: RunPlan, tags: dict[str, str], *, name: str) -> Tracking:
     try:
         run_id = open_run(tags, name=name, home=plan.workspace.home)
+        _link(run_id, plan.workspace.home)
     except unreachable() as error:
         return _without(plan, tags, error)
-    _link(run_id, plan.workspace.home)
     return Tracking(mlflow_run_id=run_id, tags=tags)
 
 
-def _finish(plan: RunPlan, tracking: Tracking, record: Record) -> None:
+def _finish(plan: RunPlan, tracking: Tracking, record: Record) -> bool:
+    """Send a record, and those that wait; return whether it is sent, under the MLflow run that was opened."""
     home = plan.workspace.home
     if tracking.mlflow_run_id is None:
         keep_record(record, plan.run_id, home)
-        return
+        _flush(home)  # MLflow may have come back
+        return False
     try:
         send_record(tracking.mlflow_run_id, record, home)
-        flush_records(home)
     except unreachable() as error:
         _without(plan, tracking.tags, error)
         keep_record(record, plan.run_id, home)
+        return False
+    _flush(home)
+    return True
+
+
+def _flush(home: str) -> None:
+    try:
+        flush_records(home)
+    except unreachable() as error:
+        uri = tracking_uri(home)
+        logger.warning(
+            "MLflow at %s did not take what waits in tracking-buffer/ (%s); a later run sends it",
+            masked(uri, uri),
+            masked(str(error), uri),
+        )
 
 
 def _without(plan: RunPlan, tags: dict[str, str], error: Exception) -> Tracking:

@@ -1,7 +1,10 @@
 import json
+import socket
 import sqlite3
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +73,18 @@ def test_a_service_that_is_down_is_unusable(call, monkeypatch):
     assert code == 1
     assert found["Prefect"]["status"] == "unusable"
     assert "unset its address" in found["Prefect"]["detail"]
+
+
+@pytest.mark.parametrize("name", ["MLflow", "Prefect"])
+def test_a_service_that_hangs_is_unusable_and_not_waited_for(monkeypatch, name):
+    monkeypatch.setattr(doctor, "TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        began = time.monotonic()
+        found = doctor._tracking(address) if name == "MLflow" else doctor._orchestrator(address, Path())
+    assert time.monotonic() - began < 5
+    assert (found.name, found.status) == (name, "unusable")
+    assert "cannot be reached (timed out)" in found.detail
 
 
 def test_a_damaged_tracking_database_is_unusable(call, home):

@@ -1,4 +1,4 @@
-"""What is watched of a run while it is under way: its log, its stages' time, what others left."""
+"""What is watched of a run while it is under way: its log, and the time that its stages take."""
 
 import time
 from collections.abc import Generator, Sequence
@@ -9,7 +9,6 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
-from clusterucb_core.leftovers import remove_leftovers
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.stages.summary import Work
 from clusterucb_core.store import PoolVersion
@@ -28,13 +27,9 @@ class Watch:
 
 @contextmanager
 def watched(plan: RunPlan) -> Generator[Watch]:
-    """Keep the log of a run and time its stages within the block.
-
-    Whoever calls this has the turn in the state folder: drafts that killed processes left there are removed.
-    """
+    """Keep the log of a run and time its stages within the block."""
     home = Path(plan.workspace.home)
     with stage_clock() as clock, run_log(home, plan.run_id, flow_run_id=flow_run.id) as facts:
-        remove_leftovers(plan.workspace)
         yield Watch(clock, facts)
 
 

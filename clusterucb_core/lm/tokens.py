@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from clusterucb_core.artifacts import find_artifact, fingerprint, new_artifact, read_manifest
+from clusterucb_core.artifacts import find_artifact, fingerprint, new_artifact, open_artifact, read_manifest
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.lm.chat import ChatFormat, Tokenized, tokenize_batch
 from clusterucb_core.lm.lora import ModelSettings
@@ -132,8 +132,7 @@ def open_tokens(ref: ArtifactRef) -> TokenTable:
         MissingArtifact: the artifact or one of its files is gone.
         StaleArtifact: its files do not fit each other.
     """
-    folder = Path(ref.path)
-    manifest = read_manifest(ref)
+    folder, manifest = open_artifact(ref), read_manifest(ref)
     try:
         sample_ids: list[str] = json.loads((folder / "sample_ids.json").read_text(encoding="utf-8"))
         excluded: list[dict[str, str]] = json.loads((folder / "exclusions.json").read_text(encoding="utf-8"))

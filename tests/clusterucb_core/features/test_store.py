@@ -25,7 +25,6 @@ def store_shard(root, key, ids, *, excluded=(), rows=ROWS, dim=5):
             if sample_id not in excluded:
                 content[row] = rows[sample_id][:dim]
         np.save(folder / "features.npy", content)
-        manifest["bytes"] = (folder / "features.npy").stat().st_size
         manifest["excluded"] = [[sample_id, "zero_gradient", "detail"] for sample_id in excluded]
     return root / "features" / "space" / key
 

@@ -1,8 +1,8 @@
 """What an artifact holds, told by digests: the seal in its manifest, and whether the files are still those.
 
-A manifest is a JSON object whose last key is the digest of all that stands before it. Its key `seal` names the artifact's stage and fingerprint, and the size and the
-SHA-256 digest of every file beside it, so that a folder under another name or a file from elsewhere is found
-out. Reads the files of the folders it is given.
+A manifest is a JSON object whose last key is the digest of all that stands before it. Its key `seal` names
+the artifact's stage and fingerprint, and the size and the SHA-256 digest of every file beside it, so that a
+folder under another name or a file from elsewhere is found out. Reads the files of the folders it is given.
 """
 
 import hashlib

@@ -91,7 +91,10 @@ def read_digested(path: Path) -> dict[str, Any]:
     raw = path.read_bytes()
     body, line, tail = raw.rpartition(_OWN_DIGEST_LINE)
     if not line:
-        raise StaleArtifact(f"{path}, {len(raw)} bytes, is cut short or was written by an earlier version")
+        raise StaleArtifact(
+            f"{path} is damaged, or was written by an earlier version: its {len(raw)} bytes do not end with "
+            "their digest"
+        )
     expected, found = tail.removesuffix(b'"\n}'), hashlib.sha256(body).hexdigest().encode()
     if tail != found + b'"\n}':
         raise StaleArtifact(

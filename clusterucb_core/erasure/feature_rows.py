@@ -33,11 +33,11 @@ def erase_from_shard(folder: Path, sample_ids: frozenset[str]) -> bool:
     Raises:
         StaleArtifact: it is damaged.
     """
-    content = _go_on(folder, FEATURES_FILE, _without_samples)
-    held: list[str | None] = content["sample_ids"]
+    went_on = _go_on(folder, FEATURES_FILE, _without_samples)
+    held: list[str | None] = manifest_of(folder)[0]["sample_ids"]
     rows = np.array([row for row, sample_id in enumerate(held) if sample_id in sample_ids], dtype=np.int64)
     if not len(rows):
-        return False
+        return went_on
     _announce(folder, FEATURES_FILE, rows)
     _go_on(folder, FEATURES_FILE, _without_samples)
     return True
@@ -51,14 +51,14 @@ def erase_from_clustering(folder: Path, sample_ids: frozenset[str]) -> bool:
     Raises:
         StaleArtifact: it is damaged.
     """
-    _go_on(folder, CENTERS_FILE, _as_it_is)
+    went_on = _go_on(folder, CENTERS_FILE, _as_it_is)
     check_files(folder, manifest_of(folder)[1])
     ids = (folder / "sample_ids.txt").read_text(encoding="utf-8").split("\n")
     labels = np.load(folder / "labels.npy", allow_pickle=False)
     erased = np.array([sample_id in sample_ids for sample_id in ids], dtype=np.bool_)
     alone = np.setdiff1d(labels[erased], labels[~erased])
     if not len(alone) or not np.load(folder / CENTERS_FILE, allow_pickle=False)[alone].any():
-        return False
+        return went_on
     _announce(folder, CENTERS_FILE, alone)
     _go_on(folder, CENTERS_FILE, _as_it_is)
     return True
@@ -73,20 +73,19 @@ def _announce(folder: Path, name: str, rows: IntArray) -> None:
     )
 
 
-def _go_on(folder: Path, name: str, forget: _Forget) -> dict[str, Any]:
-    """Overwrite the rows that were announced, if any were; return what the manifest says then."""
+def _go_on(folder: Path, name: str, forget: _Forget) -> bool:
+    """Overwrite the rows that were announced; return whether any were."""
     content, seal = manifest_of(folder)
     if (announced := content.pop(_OVERWRITING, None)) is None:
-        return content
+        return False
     rows = np.array(announced, dtype=np.int64)
     stored = np.load(folder / name, mmap_mode="r+", allow_pickle=False)
     stored[rows] = 0
     stored.flush()
     check_files(folder, seal, (name,))
     # afterwards: while the rows are not zero the manifest has to say which ones they are
-    content = forget(content, rows)
-    write_manifest(folder, content)
-    return content
+    write_manifest(folder, forget(content, rows))
+    return True
 
 
 def _without_samples(content: dict[str, Any], rows: IntArray) -> dict[str, Any]:

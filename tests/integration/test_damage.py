@@ -57,7 +57,7 @@ def copied(plain, config, undisturbed, tmp_path):
 
 
 def files_of(home: Path) -> dict[str, object]:
-    """Return what lies below the artifacts of a state folder; a manifest says when a result was made."""
+    """Return what lies below the artifacts of a state folder; a result holds the time that it took."""
     root = home / "artifacts"
     paths = [path for path in sorted(root.rglob("*")) if path.is_file()]
     return {

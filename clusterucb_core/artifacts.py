@@ -228,7 +228,7 @@ def _is_sound(folder: Path, stage: str, key: str) -> bool:
     if complaint is None:
         return (folder / MANIFEST).is_file()
     logger.warning("%s; the artifact is removed, and computed again where it is needed", complaint)
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.damaged")
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp.damaged")
     try:
         folder.rename(aside)
     except FileNotFoundError:

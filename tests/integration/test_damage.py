@@ -26,6 +26,8 @@ STAGES = (
     "ingest", "tokens", "target", "candidates", "shared", "training", "features", "clustering", "draws",
     "evaluation",
 )  # fmt: skip
+# what has used some artifacts of these stages is removed, too: who finds its result does not read them
+USERS = {"tokens": ("draws",), "features": ("clustering", "draws")}
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def damage_stage(root: Path, stage: str, way) -> list[Path]:
 def test_a_damaged_stage_is_computed_again_to_the_same_bytes(copied, undisturbed, damage, caplog, stage, way):
     damaged = damage_stage(copied.artifacts, stage, damage[way])
     assert damaged
+    for user in USERS.get(stage, ()):
+        shutil.rmtree(copied.artifacts / user)
     run = copied.again()
     assert run.result.versions == undisturbed.result.versions
     assert selected(run) == selected(undisturbed)
@@ -99,6 +103,7 @@ def test_a_damaged_stage_is_computed_again_to_the_same_bytes(copied, undisturbed
 
 
 def test_a_repeat_finds_a_damaged_result_or_checkpoint(copied, undisturbed, damage):
+    shutil.rmtree(copied.artifacts / "runs")  # it names the checkpoints of the folder that was copied
     plan = copied.again().plan
     assert finished_result(plan) is not None
     (training, *_) = sorted(copied.artifacts.glob("training/*/checkpoint-1/adapter_model.safetensors"))
@@ -181,10 +186,12 @@ def test_shards_of_the_pool_and_of_the_target_are_not_mixed(copied, undisturbed,
     """Adam's gradients of the pool and plain ones of the target: the same model, another kind."""
     spaces = sorted((copied.artifacts / "features").iterdir())
     assert len(spaces) > 1
-    for one in spaces:
-        for two in spaces:
-            for shard in (path for path in one.iterdir() if one != two):
-                shutil.copytree(shard, two / f"{shard.name[:-1]}x")
+    shards = [shard for space in spaces for shard in space.iterdir()]
+    for number, shard in enumerate(shards):
+        for other in (space for space in spaces if space != shard.parent):
+            shutil.copytree(shard, other / f"{number:032x}")
+    shutil.rmtree(copied.artifacts / "clustering")
+    shutil.rmtree(copied.artifacts / "draws")
     assert selected(copied.again()) == selected(undisturbed)
     assert "belongs, but holds features/" in caplog.text
     assert files_of(copied.home) == files_of(Path(undisturbed.plan.workspace.home))

@@ -19,7 +19,7 @@ from clusterucb_core.stages.forward import states_space
 from clusterucb_core.stages.models import FeatureSpace
 from clusterucb_core.stages.scores import plain_space
 from clusterucb_core.store import forget_feature_rows, open_catalog
-from clusterucb_core.trails import RunTrail, newest_trails
+from clusterucb_core.trails import RunTrail, check_trails, newest_trails
 from clusterucb_core.workspace import Workspace, stage_key
 
 logger = logging.getLogger(__name__)
@@ -60,11 +60,13 @@ def collect_garbage(
 
     Raises:
         ValueError: `keep_runs` is below 1.
+        StaleArtifact: the trail of one of the newest runs is damaged, so that nobody can tell what it needs.
         StorageUnavailable: an object store could not be read or written.
     """
     if keep_runs < 1:
         raise ValueError(f"keep_runs={keep_runs} must be at least 1: the newest selection is always kept")
     kept = newest_trails(workspace)[:keep_runs]
+    check_trails(workspace, after=kept[-1] if len(kept) == keep_runs else None)
     root, before = workspace.artifacts, time.time() - grace_s
     counts: dict[str, int] = {}
     sizes: dict[str, int] = {}

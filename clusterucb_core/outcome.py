@@ -10,12 +10,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from clusterucb_core.artifacts import MANIFEST, artifact_folder, find_artifact, new_artifact, read_manifest
+from clusterucb_core.artifacts import artifact_folder, find_artifact, new_artifact, read_manifest
 from clusterucb_core.errors import MissingArtifact, StaleArtifact, UnknownVersion
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.stages.summary import SubjectSummary, TargetOutcome, Work
 from clusterucb_core.store import open_catalog, selection_summary
+from clusterucb_core.trails import trail_complaint
 from clusterucb_core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -97,8 +98,9 @@ def finished_result(plan: RunPlan) -> RunResult | None:
     """Return the result of an earlier run with the same inputs and settings, with no work of this call.
 
     Returns:
-        None where there is none that this code can read, where a checkpoint that it rests on is gone, or
-        where its versions in the catalog are gone or those of another run.
+        None where there is none that this code can read, where a checkpoint that it rests on is gone or
+        damaged, where its versions in the catalog are gone or those of another run, or where the trail of
+        the run is damaged, which the stages write anew.
     """
     ref = find_artifact(_root(plan), STAGE, plan.run_id)
     if ref is None:
@@ -108,11 +110,19 @@ def finished_result(plan: RunPlan) -> RunResult | None:
     except (OSError, ValidationError) as error:
         logger.warning("the kept result %s cannot be read and is made anew: %s", ref.path, error)
         return None
-    if not all((Path(folder) / MANIFEST).is_file() for folder in result.checkpoints):
+    if not all(_is_there(Path(folder)) for folder in result.checkpoints):
+        return None
+    if (complaint := trail_complaint(plan.run_id, plan.workspace)) is not None:
+        logger.warning("%s", complaint)
         return None
     if not _has_versions(plan, result, read_manifest(ref).get("version_keys")):
         return None
     return result.model_copy(update={"work": Work(gradient_evaluations=0, trainings=0), "seconds": 0.0})
+
+
+def _is_there(training: Path) -> bool:
+    stage, key = training.parent.name, training.name
+    return find_artifact(training.parents[1], stage, key) is not None
 
 
 def _root(plan: RunPlan) -> Path:

@@ -10,9 +10,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from clusterucb_core.artifacts import artifact_folder, new_artifact, still_there
+from clusterucb_core.artifacts import (
+    artifact_file,
+    artifact_folder,
+    artifact_keys,
+    new_artifact,
+    open_artifact,
+    still_there,
+)
 from clusterucb_core.config import RunConfig
-from clusterucb_core.errors import MissingArtifact
+from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.records import ArtifactRef
@@ -110,8 +117,10 @@ def followed_trail(plan: RunPlan) -> RunTrail:
 
     Raises:
         MissingArtifact: there is none, or a checkpoint, a clustering or draws of it are gone.
+        StaleArtifact: one of these is damaged, or the trail of a newer run is, which may be of the lineage.
     """
     trail = next((trail for trail in newest_trails(plan.workspace) if trail.lineage == plan.lineage), None)
+    check_trails(plan.workspace, after=trail)
     if trail is None:
         raise MissingArtifact(
             "no finished run with these settings, model and targets is there to be followed; start one with "
@@ -131,7 +140,10 @@ def trail_of(run_id: str, workspace: Workspace) -> RunTrail:
 
     Raises:
         MissingArtifact: it has left none.
+        StaleArtifact: it is damaged.
     """
+    if (complaint := trail_complaint(run_id, workspace)) is not None:
+        raise StaleArtifact(complaint)
     found = [trail for trail in newest_trails(workspace) if trail.run_id == run_id]
     if not found:
         raise MissingArtifact(f"run {run_id[:8]} has left no trail; run it again")
@@ -146,6 +158,43 @@ def newest_trails(workspace: Workspace) -> list[RunTrail]:
         keys = {item.selection_version: item.selection_key for item in list_selections(con)}
     held = [trail for trail in _trails(workspace) if _versions(trail, keys) == list(trail.version_keys)]
     return sorted(held, key=lambda trail: max(_numbers(trail)), reverse=True)
+
+
+def check_trails(workspace: Workspace, *, after: RunTrail | None) -> None:
+    """Check that no run newer than one, or none at all, has a damaged trail, which nobody can place.
+
+    Raises:
+        StaleArtifact: a trail is damaged.
+    """
+    damaged = [
+        (key, complaint)
+        for key in artifact_keys(_root(workspace), STAGE)
+        if (complaint := trail_complaint(key, workspace)) is not None
+    ]
+    if not damaged or not workspace.catalog.is_file():
+        return
+    last = 0 if after is None else max(_numbers(after))
+    with open_catalog(workspace.catalog, read_only=True) as con:
+        newer = {item.run_id for item in list_selections(con) if item.selection_version > last}
+    for run_id, complaint in damaged:
+        if run_id in newer:
+            raise StaleArtifact(
+                f"the newest runs cannot be told: {complaint}, or delete the folder, and that run is not "
+                "followed any more"
+            )
+
+
+def trail_complaint(run_id: str, workspace: Workspace) -> str | None:
+    """Return what is wrong with the trail of a run and how to mend it; None where it is sound or absent."""
+    try:
+        open_artifact(_ref(run_id, workspace))
+    except MissingArtifact:
+        return None
+    except StaleArtifact as error:
+        # what is to be done about a damaged trail is another thing: no stage computes it
+        complaint = str(error.__cause__)
+        return f"{complaint}; run its configuration again by `clusterucb run CONFIG`, which writes it anew"
+    return None
 
 
 def followed_artifacts(trail: RunTrail) -> Iterator[ArtifactRef]:
@@ -171,13 +220,21 @@ def _versions(trail: RunTrail, keys: dict[int, str]) -> list[str | None]:
 
 
 def _trails(workspace: Workspace) -> Iterator[RunTrail]:
-    folder = _root(workspace) / STAGE
-    for path in sorted(folder.glob(f"[!.]*/{TRAIL}")):
+    for run_id in artifact_keys(_root(workspace), STAGE):
+        ref = _ref(run_id, workspace)
         try:
-            yield RunTrail.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValidationError as error:
-            # left by another version of this program: its run cannot be followed, but others can
-            logger.warning("the trail %s cannot be read and is passed over: %s", path, error)
+            yield RunTrail.model_validate_json(artifact_file(ref, TRAIL).read_text(encoding="utf-8"))
+        except MissingArtifact:
+            continue  # a folder that was never finished
+        except (ValidationError, StaleArtifact) as error:
+            # left by another version of this program, or damaged: others can be followed, and who needs
+            # this one is told by `check_trails`
+            logger.warning("the trail %s cannot be read and is passed over: %s", ref.path, error)
+
+
+def _ref(run_id: str, workspace: Workspace) -> ArtifactRef:
+    folder = artifact_folder(_root(workspace), STAGE, run_id)
+    return ArtifactRef(stage=STAGE, fingerprint=run_id, path=str(folder))
 
 
 def _root(workspace: Workspace) -> Path:

@@ -25,7 +25,7 @@ from clusterucb_core.stages.summary import (
     spaces_of,
     trainings_of,
 )
-from clusterucb_core.trails import RunTrail, followed_trail, newest_trails, trail_of
+from clusterucb_core.trails import RunTrail, check_trails, followed_trail, newest_trails, trail_of
 from clusterucb_core.workspace import Workspace, stage_key
 from flows.calls import called_here, plain_faults
 from flows.evaluation import evaluate_subject
@@ -87,8 +87,11 @@ def newest_config(home: Path) -> RunConfig:
 
     Raises:
         MissingArtifact: there is no run to follow.
+        StaleArtifact: the trail of a newer run is damaged.
     """
-    trails = newest_trails(Workspace(home=str(home)))
+    workspace = Workspace(home=str(home))
+    trails = newest_trails(workspace)
+    check_trails(workspace, after=trails[0] if trails else None)
     if not trails:
         raise MissingArtifact(
             f"no finished run is there to be followed in {home}; start one with `clusterucb run CONFIG`"

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from clusterucb_core.artifacts import MANIFEST
+from clusterucb_core.artifacts import discard_artifact
 from clusterucb_core.erasure.feature_rows import erase_from_clustering, erase_from_shard
-from clusterucb_core.erasure.folders import sweep, write_manifest
+from clusterucb_core.erasure.folders import manifest_of, stage_of, sweep, write_manifest
 from clusterucb_core.erasure.pool_tables import erase_from_pool
 from clusterucb_core.erasure.stored_copies import current_mirror, fetch_stored, renew_stored
 from clusterucb_core.erasure.token_tables import erase_from_tokens
 from clusterucb_core.erasure.traces import Traces, shows_trace, traces_of
 from clusterucb_core.erasure.trainings import TrainedOn, trained_on
-from clusterucb_core.errors import UnknownSample
+from clusterucb_core.errors import StaleArtifact, UnknownSample
 from clusterucb_core.export import renew_export
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.object_store import mirrored_address
@@ -44,6 +44,8 @@ from clusterucb_core.store import (
 from clusterucb_core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
+
+_Erase = Callable[[Path], bool]
 
 TRAINING = "training"
 # Stages, besides features, that hold texts of samples, tell of them, or learned from them.
@@ -153,8 +155,11 @@ def erase_samples(
 def erase_artifacts(
     roots: Iterable[Path], sample_ids: frozenset[str], traces: Traces
 ) -> tuple[dict[str, int], int]:
-    """Take samples out of all artifacts; return how many of each stage were rewritten, and drafts removed."""
-    stages: dict[str, Callable[[Path], bool]] = {
+    """Take samples out of all artifacts; return how many of each stage were rewritten, and drafts removed.
+
+    A damaged one is removed whole, and counts as rewritten: what is in it nobody can tell.
+    """
+    stages: dict[str, _Erase] = {
         "ingest": partial(erase_from_pool, sample_ids=sample_ids, traces=traces),
         "tokens": partial(erase_from_tokens, sample_ids=sample_ids),
         "candidates": partial(_erase_details, sample_ids=sample_ids),
@@ -167,9 +172,10 @@ def erase_artifacts(
         parents = (*(root / stage for stage in stages), root / TRAINING, *spaces)
         drafts += sum(sweep(parent) for parent in parents)
         for stage, erase in stages.items():
-            counts[stage] += sum(erase(folder) for folder in _folders(root / stage))
+            counts[stage] += sum(_erased(root, folder, erase) for folder in _folders(root / stage))
         shards = [folder for space in spaces for folder in _folders(space)]
-        counts["features"] += sum(erase_from_shard(folder, sample_ids) for folder in shards)
+        erase = partial(erase_from_shard, sample_ids=sample_ids)
+        counts["features"] += sum(_erased(root, folder, erase) for folder in shards)
     logger.info("artifacts rewritten: %s", dict(counts))
     return dict(counts), drafts
 
@@ -229,17 +235,26 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(path for path in parent.glob("[!.]*") if path.is_dir())
 
 
+def _erased(root: Path, folder: Path, erase: _Erase) -> bool:
+    try:
+        return erase(folder)
+    except StaleArtifact as error:
+        logger.warning("%s; the artifact is removed, and computed again where it is needed", error)
+        discard_artifact(root, stage_of(folder), folder.name)
+        return True
+
+
 def _erase_details(folder: Path, sample_ids: frozenset[str]) -> bool:
     """Take the words out of what a manifest says of the samples it leaves out."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    content, _ = manifest_of(folder)
     told = [
         row
         for name in ("leaks", "unusable", "exclusions")
-        for row in manifest.get(name, ())
+        for row in content.get(name, ())
         if row["sample_id"] in sample_ids and row["detail"] != ERASED
     ]
     for row in told:
         row["detail"] = ERASED
     if told:
-        write_manifest(folder, manifest)
+        write_manifest(folder, content)
     return bool(told)

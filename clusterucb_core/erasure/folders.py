@@ -4,15 +4,15 @@ Reads and writes below the folders it is given. What is being written has a name
 that no stage reads; the next erasure removes it, or puts a folder in its place that was complete.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clusterucb_core.artifacts import MANIFEST
+from clusterucb_core.seals import MANIFEST, FileDigest, Seal, digest_files, read_sealed, sealed_text
 
+FEATURES = "features"
 _WRITING, _WRITTEN = ".rewriting", ".rewritten"
 
 
@@ -38,10 +38,41 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     _put_in_place(written)
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of an artifact anew."""
-    text = json.dumps(manifest, indent=1, sort_keys=True)
+def stage_of(folder: Path) -> str:
+    """Return the stage of the artifact that a folder is: that of a shard has two parts."""
+    space = folder.parent
+    return f"{FEATURES}/{space.name}" if space.parent.name == FEATURES else space.name
+
+
+def manifest_of(folder: Path) -> tuple[dict[str, Any], Seal]:
+    """Return what the manifest of an artifact says, and its seal.
+
+    Raises:
+        StaleArtifact: it is not what was written, or that of another artifact.
+    """
+    return read_sealed(folder, stage_of(folder), folder.name)
+
+
+def write_manifest(
+    folder: Path, content: Mapping[str, Any], changed: Mapping[str, FileDigest] | None = None
+) -> None:
+    """Write the manifest of an artifact anew.
+
+    Args:
+        folder: the artifact.
+        content: what it says besides the seal.
+        changed: the digests of the files that are not what they were; the others are not looked at, so that
+            damage to them is still found.
+    """
+    seal = manifest_of(folder)[1]
+    text = sealed_text(content, seal.model_copy(update={"files": seal.files | dict(changed or {})}))
     replace_file(folder / MANIFEST, lambda draft: _write_text(draft, text))
+
+
+def seal_draft(draft: Path, content: Mapping[str, Any], seal: Seal) -> None:
+    """Write the manifest of an artifact whose files, which lie in a draft of it, are all new."""
+    text = sealed_text(content, seal.model_copy(update={"files": digest_files(draft)}))
+    _write_text(draft / MANIFEST, text)
 
 
 def sweep(parent: Path) -> int:

@@ -1,13 +1,13 @@
 """Samples taken out of ingested pools: their rows, and the quarantined rows that show their text.
 
-Reads and replaces `samples.parquet`, `quarantine.parquet` and the manifest of an artifact `ingest`.
+Reads and replaces artifacts `ingest`, whole: the manifest holds the digests of both tables.
 """
 
 # PyArrow ships no types: what it returns is narrowed here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,40 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clusterucb_core.artifacts import MANIFEST
-from clusterucb_core.erasure.folders import replace_file, write_manifest
+from clusterucb_core.erasure.folders import manifest_of, replace_folder, seal_draft
 from clusterucb_core.erasure.traces import Traces, shows_trace
 from clusterucb_core.pool.tables import QUARANTINE_FILE, SAMPLES_FILE
+from clusterucb_core.seals import check_files
 
 _ROWS = 4096
 
 
 def erase_from_pool(folder: Path, sample_ids: frozenset[str], traces: Traces) -> bool:
-    """Take samples out of an ingested pool; return whether it held any of their text."""
-    samples, quarantine = folder / SAMPLES_FILE, folder / QUARANTINE_FILE
-    held = _held(samples, sample_ids)
-    if held:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        write_manifest(folder, manifest | {"erased": sorted({*manifest.get("erased", []), *held})})
-        _rewrite(samples, lambda batch: batch.filter(_others(batch, sample_ids)))
-    shown = _shows(quarantine, traces)
-    if shown:
-        _rewrite(quarantine, lambda batch: _silenced(batch, traces))
-    return bool(held) or shown
+    """Take samples out of an ingested pool; return whether it held any of their text.
+
+    Raises:
+        StaleArtifact: it is damaged.
+    """
+    content, seal = manifest_of(folder)
+    check_files(folder, seal)
+    held = _held(folder / SAMPLES_FILE, sample_ids)
+    if not held and not _shows(folder / QUARANTINE_FILE, traces):
+        return False
+    changes: dict[str, Callable[[Any], Any]] = {
+        SAMPLES_FILE: lambda batch: batch.filter(_others(batch, sample_ids)),
+        QUARANTINE_FILE: lambda batch: _silenced(batch, traces),
+    }
+
+    def fill(draft: Path) -> None:
+        for name in seal.files:
+            if name in changes:
+                _rewrite(folder / name, draft / name, changes[name])
+            else:
+                shutil.copyfile(folder / name, draft / name)
+        seal_draft(draft, content | {"erased": sorted({*content.get("erased", []), *held})}, seal)
+
+    replace_folder(folder, fill)
+    return True
 
 
 def _held(path: Path, sample_ids: frozenset[str]) -> set[str]:
@@ -72,13 +86,10 @@ def _without(column: Any, traced: list[bool]) -> Any:
     return pa.array([None if out else text for text, out in texts], pa.string())
 
 
-def _rewrite(path: Path, change: Callable[[Any], Any]) -> None:
-    def write(draft: Path) -> None:
-        with (
-            pq.ParquetFile(path) as file,
-            pq.ParquetWriter(draft, file.schema_arrow, compression="zstd") as out,
-        ):
-            for batch in file.iter_batches(batch_size=_ROWS):
-                out.write_batch(change(batch))
-
-    replace_file(path, write)
+def _rewrite(path: Path, draft: Path, change: Callable[[Any], Any]) -> None:
+    with (
+        pq.ParquetFile(path) as file,
+        pq.ParquetWriter(draft, file.schema_arrow, compression="zstd") as out,
+    ):
+        for batch in file.iter_batches(batch_size=_ROWS):
+            out.write_batch(change(batch))

@@ -11,15 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb_core.artifacts import MANIFEST
-from clusterucb_core.erasure.folders import replace_folder
+from clusterucb_core.erasure.folders import manifest_of, replace_folder, seal_draft
 from clusterucb_core.mapped_arrays import new_mapped_array
 from clusterucb_core.records import IntArray
+from clusterucb_core.seals import check_files
 from clusterucb_core.store import ERASED
 
 
 def erase_from_tokens(folder: Path, sample_ids: frozenset[str]) -> bool:
-    """Take samples out of a token table; return whether it held any."""
+    """Take samples out of a token table; return whether it held any.
+
+    Raises:
+        StaleArtifact: it is damaged.
+    """
+    check_files(folder, manifest_of(folder)[1])
     held, excluded = _read(folder / "sample_ids.json"), _read(folder / "exclusions.json")
     told = any(row["sample_id"] in sample_ids and row["detail"] != ERASED for row in excluded)
     if not told and sample_ids.isdisjoint(held):
@@ -42,15 +47,16 @@ def _write_others(folder: Path, sample_ids: frozenset[str], draft: Path) -> None
         for row in _read(folder / "exclusions.json")
     ]
     supervised = np.load(draft / "supervised.npy", allow_pickle=False)
-    manifest = _read(folder / MANIFEST)
-    manifest |= {
+    content, seal = manifest_of(folder)
+    content |= {
         "n": len(others),
         "tokens": int(lengths.sum()),
         "supervised_tokens": int(supervised.sum()),
-        "erased": sorted({*manifest.get("erased", []), *sample_ids.intersection(held)}),
+        "erased": sorted({*content.get("erased", []), *sample_ids.intersection(held)}),
     }
-    for name, content in (("sample_ids.json", others), ("exclusions.json", excluded), (MANIFEST, manifest)):
-        (draft / name).write_text(json.dumps(content), encoding="utf-8")
+    for name, rows in (("sample_ids.json", others), ("exclusions.json", excluded)):
+        (draft / name).write_text(json.dumps(rows), encoding="utf-8")
+    seal_draft(draft, content, seal)
 
 
 def _copy_parts(source: Path, out: Path, *, offsets: IntArray, kept: NDArray[np.bool_]) -> None:

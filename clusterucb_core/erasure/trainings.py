@@ -3,21 +3,25 @@
 Reads the artifacts `training`.
 """
 
-import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from clusterucb_core.artifacts import MANIFEST
+from clusterucb_core.erasure.folders import manifest_of
+from clusterucb_core.errors import StaleArtifact
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.seals import MANIFEST, check_files
 from clusterucb_core.stages.training import TRAINED_IDS
+
+logger = logging.getLogger(__name__)
 
 
 class TrainedOn(Frozen):
     """A training artifact, and whether it learned from a sample.
 
     `how` is `sample` where it was trained on it, `start` where it went on from a checkpoint that was, and
-    `unknown` where it was written before trainings kept the ids of their samples.
+    `unknown` where it was written before trainings kept the ids of their samples, or is damaged.
     """
 
     path: str
@@ -28,7 +32,7 @@ class TrainedOn(Frozen):
 def trained_on(roots: Iterable[Path], sample_ids: frozenset[str]) -> list[TrainedOn]:
     """Return the trainings whose checkpoints hold, or may hold, what they learned from the samples."""
     manifests = {
-        folder: json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        folder: _manifest(folder)
         for root in roots
         for folder in sorted(root.glob("training/[!.]*"))
         if (folder / MANIFEST).is_file()
@@ -45,11 +49,22 @@ def trained_on(roots: Iterable[Path], sample_ids: frozenset[str]) -> list[Traine
     ]
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a training; nothing where it is damaged, so that nobody knows its start."""
+    try:
+        return manifest_of(folder)[0]
+    except StaleArtifact as error:
+        logger.warning("%s; it may have learned from anything", error)
+        return {}
+
+
 def _own(folder: Path, sample_ids: frozenset[str]) -> str | None:
-    path = folder / TRAINED_IDS
-    if not path.is_file():
+    try:
+        check_files(folder, manifest_of(folder)[1], (TRAINED_IDS,))
+    except StaleArtifact:
         return "unknown"
-    return None if sample_ids.isdisjoint(path.read_text(encoding="utf-8").split("\n")) else "sample"
+    trained = (folder / TRAINED_IDS).read_text(encoding="utf-8").split("\n")
+    return None if sample_ids.isdisjoint(trained) else "sample"
 
 
 def _later(manifests: dict[Path, dict[str, Any]], learned: set[str]) -> list[Path]:

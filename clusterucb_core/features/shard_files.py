@@ -1,9 +1,8 @@
-"""Finished shards as they lie on disk: the manifest checked, the rows mapped and brought back to unit length.
+"""Finished shards as they lie on disk, compared with their digests: rows mapped and made unit again.
 
 Files read: `features.npy` and the manifest of one shard.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb_core.artifacts import read_manifest
+from clusterucb_core.artifacts import open_artifact, read_manifest
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.features.shards import FEATURES_FILE
 from clusterucb_core.records import ArtifactRef, Exclusion, IntArray
@@ -81,31 +80,26 @@ def read_shard(ref: ArtifactRef) -> ShardFeatures:
 
 
 def open_shard(ref: ArtifactRef) -> StoredShard:
-    """Read and check one shard's manifest.
+    """Read one shard's manifest, and compare its file with the digest there.
 
     Raises:
         MissingArtifact: the shard is gone.
-        StaleArtifact: the manifest is broken, or the file has another size than it says.
+        StaleArtifact: the manifest or the file is not what was written, or another shard's.
     """
-    path = Path(ref.path) / FEATURES_FILE
+    folder, manifest = open_artifact(ref), read_manifest(ref)
     try:
-        manifest = read_manifest(ref)
         excluded = tuple(Exclusion(row[0], "features", row[1], row[2]) for row in manifest["excluded"])
         sample_ids, dim = manifest["sample_ids"], int(manifest["dim"])
-        provenance, expected = manifest["provenance"], int(manifest["bytes"])
-    except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        provenance = manifest["provenance"]
+    except (KeyError, TypeError, IndexError) as error:
         raise StaleArtifact(
-            f"the manifest of {ref.path} is broken; delete the folder and run again"
+            f"the manifest of {ref.path} says not what a shard's does ({error!r}); delete the folder and run "
+            "again"
         ) from error
-    found = path.stat().st_size if path.is_file() else 0
-    if found != expected:
-        raise StaleArtifact(
-            f"{path} has {found} bytes instead of {expected}; delete the folder and run again"
-        )
     rejected = {exclusion.sample_id for exclusion in excluded}
     places = {
         sample_id: row
         for row, sample_id in enumerate(sample_ids)
         if sample_id is not None and sample_id not in rejected  # None: erased, its row is zero
     }
-    return StoredShard(Path(ref.path), places, excluded, dim, provenance)
+    return StoredShard(folder, places, excluded, dim, provenance)

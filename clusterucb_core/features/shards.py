@@ -223,7 +223,6 @@ def write_rows(
         stream = source.rows(source.samples, batches)
         manifest["excluded"], manifest["gradient_ways"] = _fill(rows, states, stream, shard)
         manifest["dim"] = rows.shape[1]
-        manifest["bytes"] = (folder / FEATURES_FILE).stat().st_size
         if states_space is not None and states is not None:
             # before the gradients bear their name: a run that is killed in between computes both again
             _write_states(artifact_root, states_space, shard, states, gradients=manifest)
@@ -254,7 +253,6 @@ def _write_states(
     }
     with new_artifact(artifact_root, stage, name, manifest) as folder:
         np.save(folder / FEATURES_FILE, states)
-        manifest["bytes"] = (folder / FEATURES_FILE).stat().st_size
 
 
 def _gradient_width(model: nn.Module, projection: Projection | None) -> int:

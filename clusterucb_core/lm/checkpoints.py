@@ -2,7 +2,7 @@
 
 Files of a checkpoint folder: `adapter_model.safetensors` and `adapter_config.json` (as peft names them),
 `moments.safetensors` (keys `exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step`), `checkpoint.json`, which
-is written last. The folder appears whole or not at all.
+is written last and holds the digests of the others. The folder appears whole or not at all.
 """
 
 import json
@@ -20,6 +20,7 @@ from clusterucb_core.errors import InvalidModel, MissingArtifact, StaleArtifact,
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from clusterucb_core.records import FloatArray
+from clusterucb_core.seals import FileDigest, check_digests, digest_files, digested_text, read_digested
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,7 @@ class _Description(Frozen):
     mean_learning_rate: float
     total_steps: int
     history: tuple[StepRecord, ...]
+    files: dict[str, FileDigest]
 
 
 def save_checkpoint(
@@ -88,20 +90,21 @@ def save_checkpoint(
         InvalidModel: a parameter never received a gradient.
         TrainingDiverged: an adapter weight or moment is not finite.
     """
-    description = _Description(
-        step=history[-1].step,
-        epoch=epoch,
-        mean_learning_rate=float(np.mean([record.learning_rate for record in history])),
-        total_steps=total_steps,
-        history=tuple(history),
-    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
     draft.mkdir()
     try:
         _write_adapter(draft, model)
         _write_moments(draft, model, optimizer)
-        (draft / CHECKPOINT).write_text(description.model_dump_json(indent=1), encoding="utf-8")
+        description = _Description(
+            step=history[-1].step,
+            epoch=epoch,
+            mean_learning_rate=float(np.mean([record.learning_rate for record in history])),
+            total_steps=total_steps,
+            history=tuple(history),
+            files=digest_files(draft),
+        )
+        (draft / CHECKPOINT).write_text(digested_text(description.model_dump(mode="json")), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         draft.replace(folder)
@@ -111,13 +114,18 @@ def save_checkpoint(
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Return what is known of a checkpoint.
+    """Return what is known of a checkpoint whose adapter and moments are what was written.
 
     Raises:
         MissingArtifact: the folder holds no finished checkpoint.
-        StaleArtifact: its description cannot be read.
+        StaleArtifact: its description, its adapter or its moments are damaged.
     """
-    return _checkpoint(folder, _describe(folder))
+    description = _describe(folder)
+    try:
+        check_digests(folder, description.files)
+    except StaleArtifact as error:
+        raise StaleArtifact(f"{error}; delete the checkpoint and run again") from error
+    return _checkpoint(folder, description)
 
 
 def read_history(folder: Path) -> tuple[StepRecord, ...]:
@@ -221,13 +229,15 @@ def _load_moments(folder: Path, model: "PeftModel") -> "dict[str, torch.Tensor]"
 def _describe(folder: Path) -> _Description:
     path = folder / CHECKPOINT
     try:
-        return _Description.model_validate_json(path.read_bytes())
+        return _Description.model_validate(read_digested(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingArtifact(
             f"{path} is missing; run the pipeline again to rebuild the checkpoint"
         ) from error
-    except ValidationError as error:
-        raise StaleArtifact(f"{path} is damaged ({error}); delete the checkpoint and run again") from error
+    except (StaleArtifact, ValidationError) as error:
+        raise StaleArtifact(
+            f"{path} cannot be used ({error}); delete the checkpoint and run again"
+        ) from error
 
 
 def _checkpoint(folder: Path, description: _Description) -> Checkpoint:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from clusterucb_core.artifacts import find_artifact, fingerprint, new_artifact, read_manifest
+from clusterucb_core.artifacts import find_artifact, fingerprint, new_artifact, open_artifact, read_manifest
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.lm.chat import ChatFormat, Tokenized, tokenize_batch
 from clusterucb_core.lm.lora import ModelSettings
@@ -129,22 +129,16 @@ def open_tokens(ref: ArtifactRef) -> TokenTable:
     """Open a token table; the flat arrays stay on disk.
 
     Raises:
-        MissingArtifact: the artifact or one of its files is gone.
-        StaleArtifact: its files do not fit each other.
+        MissingArtifact: the artifact is gone.
+        StaleArtifact: one of its files is gone or not what was written, or they do not fit each other.
     """
-    folder = Path(ref.path)
-    manifest = read_manifest(ref)
-    try:
-        sample_ids: list[str] = json.loads((folder / "sample_ids.json").read_text(encoding="utf-8"))
-        excluded: list[dict[str, str]] = json.loads((folder / "exclusions.json").read_text(encoding="utf-8"))
-        offsets = np.load(folder / "offsets.npy", allow_pickle=False)
-        mode = "r" if manifest.get("tokens") else None  # an empty file cannot be mapped
-        input_ids = np.load(folder / "input_ids.npy", mmap_mode=mode, allow_pickle=False)
-        supervised = np.load(folder / "supervised.npy", mmap_mode=mode, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise MissingArtifact(f"{error.filename} is missing; run the pipeline again to rebuild it") from error
-    except (ValueError, EOFError) as error:
-        raise StaleArtifact(f"{folder} cannot be read ({error}); delete the folder and run again") from error
+    folder, manifest = open_artifact(ref), read_manifest(ref)
+    sample_ids: list[str] = json.loads((folder / "sample_ids.json").read_text(encoding="utf-8"))
+    excluded: list[dict[str, str]] = json.loads((folder / "exclusions.json").read_text(encoding="utf-8"))
+    offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+    mode = "r" if manifest.get("tokens") else None  # an empty file cannot be mapped
+    input_ids = np.load(folder / "input_ids.npy", mmap_mode=mode, allow_pickle=False)
+    supervised = np.load(folder / "supervised.npy", mmap_mode=mode, allow_pickle=False)
     if offsets.size != len(sample_ids) + 1 or not offsets[-1] == input_ids.size == supervised.size:
         raise StaleArtifact(
             f"{folder} holds {len(sample_ids)} ids, {offsets.size} offsets and {input_ids.size} tokens, "

@@ -6,7 +6,6 @@ artifact with an index is there whole. Objects are named by their content: two p
 artifact, or one that does it again, never change what is there.
 """
 
-import hashlib
 import logging
 import os
 import uuid
@@ -20,23 +19,17 @@ from pydantic import ValidationError
 from clusterucb_core.errors import StaleArtifact, StorageUnavailable
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.object_store.access import READS, ObjectStore, reading, writing
+from clusterucb_core.seals import FileDigest, digest_file
 
 logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 
 
-class _Stored(Frozen):
-    """One file of an artifact."""
-
-    bytes: int
-    sha256: str
-
-
 class _Index(Frozen):
     """The files of an artifact by their paths in it, and when the last of them was written."""
 
-    files: dict[str, _Stored]
+    files: dict[str, FileDigest]
     written_at: float
 
 
@@ -162,20 +155,14 @@ def _index_path(store: ObjectStore, place: str) -> str:
     return f"{store.root}/{place}/{INDEX}"
 
 
-def _object_path(store: ObjectStore, place: str, name: str, file: _Stored) -> str:
+def _object_path(store: ObjectStore, place: str, name: str, file: FileDigest) -> str:
     return f"{store.root}/{place}/{file.sha256}-{PurePosixPath(name).name}"
 
 
 def _index_of(folder: Path) -> _Index:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): _described(path) for path in paths}
+    files = {path.relative_to(folder).as_posix(): digest_file(path) for path in paths}
     return _Index(files=files, written_at=max(path.stat().st_mtime for path in paths))
-
-
-def _described(path: Path) -> _Stored:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return _Stored(bytes=path.stat().st_size, sha256=digest)
 
 
 def _read_index(store: ObjectStore, place: str) -> _Index | None:
@@ -220,7 +207,7 @@ def _put(store: ObjectStore, path: str, put: Callable[[str], object]) -> None:
         writing(store, path, lambda: store.files.mv(draft, path))
 
 
-def _fetch(store: ObjectStore, place: str, name: str, *, file: _Stored, folder: Path) -> None:
+def _fetch(store: ObjectStore, place: str, name: str, *, file: FileDigest, folder: Path) -> None:
     target, path = folder / name, _object_path(store, place, name, file)
     if not target.resolve().is_relative_to(folder.resolve()):
         raise StaleArtifact(f"the index of {place} in {store.address} names {name!r}, which lies outside")
@@ -229,16 +216,16 @@ def _fetch(store: ObjectStore, place: str, name: str, *, file: _Stored, folder: 
     for _ in range(READS):
         try:
             reading(store, f"{place}/{name}", lambda: store.files.get_file(path, str(target)))
-            found = _described(target)
+            found = digest_file(target)
         except FileNotFoundError:
             found = None
         if found == file:
             return
-        seen = "absent" if found is None else f"{found.bytes} bytes of SHA-256 {found.sha256[:12]}"
+        seen = "absent" if found is None else str(found)
         logger.warning("%s/%s in %s is %s; fetching it again", place, name, store.address, seen)
     raise StaleArtifact(
-        f"{place}/{name} in {store.address} is {seen} instead of {file.bytes} bytes of SHA-256 "
-        f"{file.sha256[:12]}; remove everything below {place} there and run again"
+        f"{place}/{name} in {store.address} is {seen} instead of {file}; remove everything "
+        f"below {place} there and run again"
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clusterucb_core.errors import InvalidPool, MissingArtifact
+from clusterucb_core.artifacts import artifact_file
+from clusterucb_core.errors import InvalidPool
 from clusterucb_core.records import ArtifactRef, Message, Sample
 
 SAMPLES_FILE = "samples.parquet"
@@ -92,6 +93,7 @@ def read_samples(ref: ArtifactRef, sample_ids: Collection[str] | None = None) ->
 
     Raises:
         MissingArtifact: the table is gone.
+        StaleArtifact: it is not what was written.
         InvalidPool: the pool does not hold some of `sample_ids`; raised when the others have been given.
     """
     wanted = None if sample_ids is None else set(sample_ids)
@@ -116,13 +118,12 @@ def read_sample_ids(ref: ArtifactRef) -> list[str]:
 
     Raises:
         MissingArtifact: the table is gone.
+        StaleArtifact: it is not what was written.
     """
     return [sample_id for batch in _batches(ref, ["sample_id"]) for sample_id in batch.column(0).to_pylist()]
 
 
 def _batches(ref: ArtifactRef, columns: list[str]) -> Iterator[Any]:
-    path = Path(ref.path) / SAMPLES_FILE
-    if not path.is_file():
-        raise MissingArtifact(f"{path} is missing; delete the folder and run the pipeline again")
+    path = artifact_file(ref, SAMPLES_FILE)
     with pq.ParquetFile(path, pre_buffer=False) as file:
         yield from file.iter_batches(batch_size=_READ_ROWS, columns=columns)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from clusterucb_core.artifacts import file_digest, new_artifact
-from clusterucb_core.errors import InvalidConfig, MissingArtifact
+from clusterucb_core.errors import InvalidConfig, MissingArtifact, StaleArtifact
 from clusterucb_core.export.sample_files import draft_of, replacement
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.records import ArtifactRef
@@ -140,7 +140,7 @@ def report_page(workspace: Workspace, content: ReportContent, *, spec: DrawSpec 
         laid_out: PoolMap | str = map_pool(
             spec, content.selected["sample_id"].to_list(), _where(spec, workspace)
         )
-    except MissingArtifact as error:
+    except (MissingArtifact, StaleArtifact) as error:
         logger.info("the report of version %d has no map: %s", content.summary.selection_version, error)
         laid_out = str(error)
     return render_page(content, laid_out=laid_out, digests={} if spec is None else _digests(spec))

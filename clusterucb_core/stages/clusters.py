@@ -6,13 +6,12 @@ changed pool follows an earlier one: samples go to the centres that are there, u
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb_core.artifacts import new_artifact, read_manifest
+from clusterucb_core.artifacts import artifact_file, new_artifact, open_artifact, read_manifest
 from clusterucb_core.clustering import (
     ClusterSettings,
     cluster_count,
@@ -103,7 +102,7 @@ def run_clustering(spec: ClusterSpec, workspace: Workspace) -> ArtifactRef:
 
 def read_clustering(ref: ArtifactRef) -> tuple[list[str], Clustering]:
     """Return the clustered sample ids [n] and their clustering."""
-    folder = Path(ref.path)
+    folder = open_artifact(ref)
     ids = (folder / "sample_ids.txt").read_text(encoding="utf-8").split("\n")
     labels = np.load(folder / "labels.npy", allow_pickle=False)
     centers = np.load(folder / "centers.npy", allow_pickle=False)
@@ -146,7 +145,7 @@ def _following(spec: ClusterSpec, ids: list[str], workspace: Workspace) -> _Clus
 
 def _read_means(ref: ArtifactRef) -> Means:
     """Return the means of the parts that a clustering was found around; none for gradients."""
-    with np.load(Path(ref.path) / "means.npz", allow_pickle=False) as stored:
+    with np.load(artifact_file(ref, "means.npz"), allow_pickle=False) as stored:
         return {cast("PartName", name): stored[name] for name in stored.files}
 
 

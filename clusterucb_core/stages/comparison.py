@@ -7,14 +7,13 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
-from clusterucb_core.artifacts import new_artifact, read_manifest
+from clusterucb_core.artifacts import artifact_file, new_artifact, read_manifest
 from clusterucb_core.certificate import Certificate
 from clusterucb_core.cost import StageCost
 from clusterucb_core.errors import BudgetError, MissingArtifact
@@ -225,7 +224,7 @@ def read_replays(ref: ArtifactRef) -> pl.DataFrame:
     `gradient_evaluations` and `selection_flops` are those of all the selections of a run by that setting
     and seed, whoever computed them, and `gradient_cost` and `flops_share` their shares of full selection's.
     """
-    return pl.read_parquet(Path(ref.path) / REPLAYS)
+    return pl.read_parquet(artifact_file(ref, REPLAYS))
 
 
 def impossible_settings(ref: ArtifactRef) -> dict[Setting, str]:

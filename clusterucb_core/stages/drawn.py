@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from clusterucb_core.artifacts import read_manifest
+from clusterucb_core.artifacts import artifact_file, read_manifest
 from clusterucb_core.bandit.pulls import PullLog
 from clusterucb_core.certificate import Certificate
 from clusterucb_core.influence import NO_COLUMN, Choice
@@ -65,12 +65,12 @@ def read_selected(ref: ArtifactRef) -> pl.DataFrame:
     `subtask` names the one that the influence is the score on: that of the maximum, or the one whose turn it
     was; null under the mean, and where samples were chosen at random.
     """
-    return pl.read_parquet(Path(ref.path) / "selected.parquet")
+    return pl.read_parquet(artifact_file(ref, "selected.parquet"))
 
 
 def read_pulls(ref: ArtifactRef) -> pl.DataFrame:
     """Return every pull in drawing order, with the columns of the table `pulls`."""
-    return pl.read_parquet(Path(ref.path) / "pulls.parquet")
+    return pl.read_parquet(artifact_file(ref, "pulls.parquet"))
 
 
 def read_scores(ref: ArtifactRef) -> pl.DataFrame:
@@ -78,7 +78,7 @@ def read_scores(ref: ArtifactRef) -> pl.DataFrame:
 
     Rows are in drawing order, or in the pool's where no bandit drew.
     """
-    return pl.read_parquet(Path(ref.path) / "scores.parquet")
+    return pl.read_parquet(artifact_file(ref, "scores.parquet"))
 
 
 def draw_exclusions(ref: ArtifactRef) -> tuple[Exclusion, ...]:

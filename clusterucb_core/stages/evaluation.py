@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from clusterucb_core.artifacts import fingerprint, new_artifact
+from clusterucb_core.artifacts import artifact_file, fingerprint, new_artifact
 from clusterucb_core.evaluation import (
     OWN_PERPLEXITY,
     OWN_TASKS,
@@ -120,18 +120,18 @@ def _evaluated(
 
 def read_results(ref: ArtifactRef, subject: str) -> list[EvalResult]:
     """Return the results of an evaluation, named as those of a subject."""
-    content = json.loads((Path(ref.path) / "results.json").read_text(encoding="utf-8"))
+    content = json.loads(artifact_file(ref, "results.json").read_text(encoding="utf-8"))
     return [replace(EvalResult(**item), subject=subject) for item in content]
 
 
 def read_losses(ref: ArtifactRef) -> FloatArray:
     """Return the mean loss [n] of every test row that has an unmasked token."""
-    return np.load(Path(ref.path) / "losses.npy", allow_pickle=False)
+    return np.load(artifact_file(ref, "losses.npy"), allow_pickle=False)
 
 
 def read_scores(ref: ArtifactRef) -> list[RowScores]:
     """Return the scores of the rows of every task, for the metrics that are means over rows."""
-    table = pl.read_parquet(Path(ref.path) / "scores.parquet")
+    table = pl.read_parquet(artifact_file(ref, "scores.parquet"))
     return [
         RowScores(
             task=part["task"][0],
@@ -146,7 +146,7 @@ def read_scores(ref: ArtifactRef) -> list[RowScores]:
 
 def read_samples_of(ref: ArtifactRef) -> list[dict[str, Any]]:
     """Return what the model gave for every row of every task, as `evaluate_tasks` tells it."""
-    lines = (Path(ref.path) / "samples.jsonl").read_text(encoding="utf-8").split("\n")
+    lines = artifact_file(ref, "samples.jsonl").read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line]
 
 

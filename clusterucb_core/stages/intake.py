@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from clusterucb_core.artifacts import fingerprint, new_artifact, read_manifest
+from clusterucb_core.artifacts import artifact_file, fingerprint, new_artifact, read_manifest
 from clusterucb_core.errors import InvalidPool
 from clusterucb_core.lm.tokens import TokenTable, open_tokens, write_tokens
 from clusterucb_core.pacing import Pace, paced
@@ -142,7 +142,7 @@ def run_target(spec: TargetSpec, workspace: Workspace) -> ArtifactRef:
 
 def read_target(ref: ArtifactRef) -> Target:
     """Return the target of a `target` artifact."""
-    content = json.loads((Path(ref.path) / "target.json").read_text(encoding="utf-8"))
+    content = json.loads(artifact_file(ref, "target.json").read_text(encoding="utf-8"))
     rows = {split: tuple(_target_row(row) for row in content[split]) for split in ("validation", "test")}
     return Target(content["name"], rows["validation"], rows["test"])
 
@@ -222,7 +222,7 @@ def run_shared(spec: SharedSpec, workspace: Workspace) -> ArtifactRef:
 
 def candidate_ids(ref: ArtifactRef) -> list[str]:
     """Return the ids of a `candidates` or `shared` artifact, sorted."""
-    return (Path(ref.path) / "sample_ids.txt").read_text(encoding="utf-8").split("\n")
+    return artifact_file(ref, "sample_ids.txt").read_text(encoding="utf-8").split("\n")
 
 
 def candidate_exclusions(ref: ArtifactRef) -> tuple[Exclusion, ...]:

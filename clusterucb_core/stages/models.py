@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from clusterucb_core.artifacts import fingerprint
+from clusterucb_core.artifacts import fingerprint, open_artifact
 from clusterucb_core.errors import InvalidModel
 from clusterucb_core.features.projections import ProjectionName
 from clusterucb_core.frozen import Frozen
@@ -102,8 +102,14 @@ def resolve_proxy(settings: ModelSettings, base: str, device: str) -> ModelRef:
 
 
 def checkpoint_folder(checkpoint: CheckpointRef) -> Path:
-    """Return the folder of a checkpoint."""
-    return Path(checkpoint.training.path) / f"checkpoint-{checkpoint.index}"
+    """Return the folder of a checkpoint, whose files are what the training wrote.
+
+    Raises:
+        MissingArtifact: the training is gone.
+        StaleArtifact: a file of the checkpoint is not what was written.
+    """
+    name = f"checkpoint-{checkpoint.index}"
+    return open_artifact(checkpoint.training, name) / name
 
 
 def open_chat(model: ModelRef) -> ChatFormat:

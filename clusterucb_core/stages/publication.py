@@ -5,12 +5,11 @@ Reads the artifacts of a run; writes the catalog, one short transaction at a tim
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from clusterucb_core.artifacts import fingerprint, read_manifest
+from clusterucb_core.artifacts import fingerprint, open_artifact, read_manifest
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.pool.ingest import ingest_counts
 from clusterucb_core.records import ArtifactRef, StageTime
@@ -80,7 +79,7 @@ class Evaluated(Frozen):
 
 def publish_pool(ref: ArtifactRef, workspace: Workspace) -> PoolVersion:
     """Record an ingested pool; a new version appears only if its content is new."""
-    folder = Path(ref.path)
+    folder = open_artifact(ref)
     with open_catalog(workspace.catalog) as con:
         # an erasure has to find the text that the artifacts of this run will hold
         record_artifact_root(con, str(workspace.artifacts.absolute()))

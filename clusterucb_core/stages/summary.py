@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from clusterucb_core.artifacts import MANIFEST
+from clusterucb_core.artifacts import MANIFEST, artifact_file
 from clusterucb_core.cost import CostTable
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.influence import Judgement, judge
@@ -181,7 +181,7 @@ def separation_warning(summary: SubjectSummary, target: str) -> str | None:
 
 def pool_sources(pool: ArtifactRef) -> dict[str, int]:
     """Return how many samples of an ingested pool each source gave."""
-    sources = pl.read_parquet(Path(pool.path) / "samples.parquet", columns=["source"])["source"]
+    sources = pl.read_parquet(artifact_file(pool, "samples.parquet"), columns=["source"])["source"]
     return dict(sorted(Counter(sources).items()))
 
 
@@ -203,7 +203,7 @@ def _is_newer(folder: Path, started_at: float) -> bool:
 
 
 def _sources(pool: ArtifactRef, ids: Sequence[str]) -> dict[str, int]:
-    frame = pl.read_parquet(Path(pool.path) / "samples.parquet", columns=["sample_id", "source"])
+    frame = pl.read_parquet(artifact_file(pool, "samples.parquet"), columns=["sample_id", "source"])
     return dict(sorted(Counter(frame.filter(pl.col("sample_id").is_in(ids))["source"]).items()))
 
 

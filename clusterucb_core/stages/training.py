@@ -5,12 +5,11 @@ and the ids of the samples that they learned from.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from clusterucb_core.artifacts import new_artifact, read_manifest
+from clusterucb_core.artifacts import artifact_file, new_artifact, read_manifest
 from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
@@ -21,7 +20,7 @@ from clusterucb_core.lm.tokens import open_tokens
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.seeds import child_rng, child_seed
 from clusterucb_core.stages.intake import candidate_ids, pool_size
-from clusterucb_core.stages.models import CheckpointRef, ModelRef
+from clusterucb_core.stages.models import CheckpointRef, ModelRef, checkpoint_folder
 from clusterucb_core.training import TrainingPlan, steps_per_epoch, train_on
 from clusterucb_core.workspace import StageSpec, Workspace, location, resumable, stage_key, written
 
@@ -149,7 +148,7 @@ def period_spec(
     settings: FinetuneSettings, *, warmup: TrainingSpec, start: CheckpointRef, draws: ArtifactRef, period: int
 ) -> TrainingSpec:
     """Return the spec of one dynamic period: the warmup's schedule goes on for one epoch on a selection."""
-    done = read_checkpoint(Path(start.training.path) / f"checkpoint-{start.index}")
+    done = read_checkpoint(checkpoint_folder(start))
     return TrainingSpec(
         model=warmup.model,
         tokens=warmup.tokens,
@@ -177,7 +176,7 @@ def run_training(spec: TrainingSpec, workspace: Workspace, execution: ExecutionS
         epochs=spec.epochs,
         seed=spec.seed,
     )
-    start = None if spec.start is None else Path(spec.start.training.path) / f"checkpoint-{spec.start.index}"
+    start = None if spec.start is None else checkpoint_folder(spec.start)
     manifest: dict[str, Any] = {
         "n_samples": len(ids),
         "run_id": spec.run_id,
@@ -214,10 +213,7 @@ def checkpoint_refs(training: ArtifactRef) -> tuple[CheckpointRef, ...]:
 
 def checkpoint_weights(checkpoints: Sequence[CheckpointRef]) -> tuple[float, ...]:
     """Return the share of each checkpoint's mean learning rate in their sum: LESS's w_i."""
-    rates = [
-        read_checkpoint(Path(ref.training.path) / f"checkpoint-{ref.index}").mean_learning_rate
-        for ref in checkpoints
-    ]
+    rates = [read_checkpoint(checkpoint_folder(ref)).mean_learning_rate for ref in checkpoints]
     if sum(rates) <= 0:
         raise InvalidConfig(
             f"mean learning rates {rates} of the warmup sum to zero; raise warmup.learning_rate"
@@ -227,13 +223,13 @@ def checkpoint_weights(checkpoints: Sequence[CheckpointRef]) -> tuple[float, ...
 
 def loss_history(training: ArtifactRef) -> list[StepRecord]:
     """Return step, loss and learning rate of each optimiser step of a training."""
-    folders = [Path(ref.training.path) / f"checkpoint-{ref.index}" for ref in checkpoint_refs(training)]
-    return [record for folder in folders for record in read_history(folder)]
+    refs = checkpoint_refs(training)
+    return [record for ref in refs for record in read_history(checkpoint_folder(ref))]
 
 
 def selected_ids(draws: ArtifactRef) -> list[str]:
     """Return the selected sample ids of a `draws` artifact in rank order."""
-    return (Path(draws.path) / "selected.txt").read_text(encoding="utf-8").split("\n")
+    return artifact_file(draws, "selected.txt").read_text(encoding="utf-8").split("\n")
 
 
 def _training_ids(spec: TrainingSpec) -> list[str]:

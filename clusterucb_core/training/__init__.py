@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from clusterucb_core.errors import InvalidConfig
+from clusterucb_core.errors import InvalidConfig, MissingArtifact, StaleArtifact
 from clusterucb_core.lm.checkpoints import Checkpoint, read_checkpoint
 from clusterucb_core.lm.settings import ModelSettings
 from clusterucb_core.records import TokenizedSample
@@ -90,7 +90,11 @@ def _finished(out: Path, plan: TrainingPlan, n_samples: int) -> list[Checkpoint]
         folder = out / f"checkpoint-{plan.first_checkpoint + place}"
         if not folder.is_dir():
             break
-        found = read_checkpoint(folder)
+        try:
+            found = read_checkpoint(folder)
+        except (MissingArtifact, StaleArtifact) as error:
+            logger.warning("%s; training goes on from the checkpoint before", error)
+            break
         assert found.step == plan.start_step + end, f"{folder} is of another training"
         done.append(found)
     if done:

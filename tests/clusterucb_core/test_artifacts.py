@@ -1,4 +1,3 @@
-import json
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 from clusterucb_core.artifacts import (
     MANIFEST,
     artifact_exists,
+    artifact_file,
     artifact_folder,
     artifact_keys,
     discard_artifact,
@@ -19,6 +19,7 @@ from clusterucb_core.artifacts import (
     find_artifact,
     fingerprint,
     new_artifact,
+    open_artifact,
     read_manifest,
     still_there,
 )
@@ -208,12 +209,127 @@ def test_a_missing_manifest_names_the_stage(tmp_path):
         read_manifest(ref)
 
 
-def test_a_manifest_that_is_no_object_is_stale(tmp_path):
-    folder = artifact_folder(tmp_path, "tokens", "key")
-    folder.mkdir(parents=True)
-    (folder / MANIFEST).write_text(json.dumps([1]))
-    with pytest.raises(StaleArtifact, match="holds no JSON object"):
-        read_manifest(find_artifact(tmp_path, "tokens", "key"))
+def test_keys_of_any_kind_are_sealed_as_json_holds_them(tmp_path):
+    with new_artifact(tmp_path, "stage", "key", {"by_size": {10: "b", 9: "a"}, "where": Path("/a")}):
+        pass
+    ref = find_artifact(tmp_path, "stage", "key")
+    assert read_manifest(ref) == {"by_size": {"10": "b", "9": "a"}, "where": "/a"}
+
+
+FILES = ["data", "checkpoint-1/weights", MANIFEST]
+
+
+def write_two_files(root: Path, stage: str = "stage", key: str = "key") -> ArtifactRef:
+    with new_artifact(root, stage, key, {"by": key}) as folder:
+        (folder / "data").write_text(f"data of {key}")
+        (folder / "checkpoint-1").mkdir()
+        (folder / "checkpoint-1" / "weights").write_text(f"weights of {key}")
+    return ArtifactRef(stage=stage, fingerprint=key, path=str(root / stage / key))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("way", ["flipped", "truncated", "extended", "deleted"])
+def test_a_damaged_artifact_is_removed_with_a_warning_and_can_be_written_again(
+    tmp_path, damage, caplog, name, way
+):
+    ref = write_two_files(tmp_path)
+    damage[way](Path(ref.path) / name)
+    assert find_artifact(tmp_path, "stage", "key") is None
+    if (name, way) != (MANIFEST, "deleted"):  # what was never finished is nothing to speak of
+        assert f"{ref.path}/{name}" in caplog.text
+        assert "the artifact is removed, and computed again where it is needed" in caplog.text
+        assert list((tmp_path / "stage").iterdir()) == []
+    assert write_two_files(tmp_path) == find_artifact(tmp_path, "stage", "key")
+    assert (Path(ref.path) / "data").read_text() == "data of key"
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("way", ["flipped", "truncated", "extended"])
+def test_a_damaged_artifact_that_somebody_wants_to_read_is_refused_and_stays(tmp_path, damage, name, way):
+    ref = write_two_files(tmp_path)
+    assert open_artifact(ref) == Path(ref.path)
+    damage[way](Path(ref.path) / name)
+    with pytest.raises(StaleArtifact, match=f"{name}.*; run the pipeline again, which computes the stage"):
+        open_artifact(ref)
+    with pytest.raises(StaleArtifact, match=name):
+        still_there(ref)
+    assert Path(ref.path).is_dir()
+
+
+def test_an_artifact_is_opened_for_the_part_that_is_read(tmp_path, damage):
+    ref = write_two_files(tmp_path)
+    damage["flipped"](Path(ref.path) / "data")
+    assert open_artifact(ref, "checkpoint-1") == Path(ref.path)
+    assert artifact_file(ref, "checkpoint-1/weights").read_text() == "weights of key"
+    with pytest.raises(StaleArtifact, match="data is damaged"):
+        artifact_file(ref, "data")
+    with pytest.raises(StaleArtifact, match="stage/key was written without results"):
+        artifact_file(ref, "results")
+
+
+@pytest.mark.parametrize("there", [("stage", "other"), ("stages", "key"), ("stage/key", "key")])
+def test_an_artifact_under_the_name_of_another_is_found_out(tmp_path, caplog, there):
+    stage, key = there
+    ref = write_two_files(tmp_path / "from")
+    final = artifact_folder(tmp_path, stage, key)
+    shutil.copytree(ref.path, final)
+    with pytest.raises(StaleArtifact, match=f"lies where {stage}/{key} belongs, but holds stage/key"):
+        open_artifact(ArtifactRef(stage=stage, fingerprint=key, path=str(final)))
+    assert find_artifact(tmp_path, stage, key) is None
+    assert f"{final} lies where {stage}/{key} belongs, but holds stage/key" in caplog.text
+    assert not final.exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_two_artifacts_have_swapped_are_found(tmp_path, name):
+    one, two = (write_two_files(tmp_path, key=key) for key in ("one", "two"))
+    first, second = (Path(ref.path) / name for ref in (one, two))
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(kept)
+    for ref in (one, two):
+        with pytest.raises(StaleArtifact):
+            open_artifact(ref)
+
+
+def test_damage_that_cannot_be_removed_is_an_error(tmp_path, damage, monkeypatch):
+    ref = write_two_files(tmp_path)
+    damage["flipped"](Path(ref.path) / "data")
+
+    def rename(path, target):
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(StaleArtifact, match=r"data is damaged.*cannot be removed .*Read-only file system"):
+        find_artifact(tmp_path, "stage", "key")
+    assert Path(ref.path).is_dir()
+
+
+def test_a_sound_artifact_that_takes_the_place_of_a_damaged_one_meanwhile_stays(
+    tmp_path, damage, monkeypatch
+):
+    ref = write_two_files(tmp_path)
+    damage["flipped"](Path(ref.path) / "data")
+    real = Path.rename
+
+    def rename(path, target):
+        monkeypatch.setattr(Path, "rename", real)
+        discard_artifact(tmp_path, "stage", "key")
+        write_two_files(tmp_path)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert find_artifact(tmp_path, "stage", "key") == ref
+    assert [path.name for path in (tmp_path / "stage").iterdir()] == ["key"]
+
+
+def test_a_damaged_artifact_in_the_place_of_a_new_one_is_replaced(tmp_path, damage):
+    ref = write_two_files(tmp_path)
+    with new_artifact(tmp_path, "stage", "key", {"by": "later"}) as folder:
+        (folder / "data").write_text("later")
+        damage["truncated"](Path(ref.path) / "data")
+    assert (Path(ref.path) / "data").read_text() == "later"
+    assert [path.name for path in (tmp_path / "stage").iterdir()] == ["key"]
 
 
 @pytest.fixture
@@ -323,6 +439,25 @@ def test_what_is_gone_here_is_fetched_again_while_the_store_has_it(mirrors):
     assert Path(ref.path, "data").read_text() == "content"
     discard_artifact(mirrors(), "stage", "key")
     assert not still_there(ref)
+
+
+@pytest.mark.parametrize("look", ["find", "still there"])
+def test_a_copy_that_is_damaged_here_is_fetched_again(mirrors, damage, look):
+    ref = write(mirrors())
+    damage["flipped"](Path(ref.path) / "data")
+    found = still_there(ref) if look == "still there" else find_artifact(mirrors(), "stage", "key") == ref
+    assert found
+    assert Path(ref.path, "data").read_text() == "content"
+
+
+def test_what_the_store_holds_under_the_name_of_another_is_removed_and_not_used(mirrors, tmp_path, caplog):
+    write(mirrors("here"), key="one")
+    shutil.copytree(tmp_path / "store" / "stage" / "one", tmp_path / "store" / "stage" / "two")
+    assert find_artifact(mirrors("there"), "stage", "two") is None
+    assert "lies where stage/two belongs, but holds stage/one; it is removed from file://" in caplog.text
+    assert not artifact_exists(mirrors("elsewhere"), "stage", "two")
+    write(mirrors("there"), "new", key="two")
+    assert Path(find_artifact(mirrors("elsewhere"), "stage", "two").path, "data").read_text() == "new"
 
 
 def test_discarding_takes_an_artifact_from_the_folder_and_from_the_store(mirrors, tmp_path):

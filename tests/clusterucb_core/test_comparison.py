@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from clusterucb_core.artifacts import new_artifact
+from clusterucb_core.artifacts import MANIFEST, new_artifact
 from clusterucb_core.comparison import (
     CHART,
     REPLAYS,
@@ -98,11 +98,12 @@ def test_a_repeat_finds_the_result_with_no_work_of_its_own(plan, replays):
     assert finished_comparison(plan) == kept.model_copy(update={"work": nothing, "seconds": 0.0})
 
 
-def test_a_result_that_cannot_be_read_is_made_anew(plan, replays, caplog):
+@pytest.mark.parametrize("name", [RESULT, TABLE, CHART, REPLAYS, MANIFEST])
+def test_a_damaged_result_is_made_anew(plan, replays, damage, caplog, name):
     kept = keep_comparison(plan, RESULT_OF, [replays])
-    (Path(kept.folder) / RESULT).write_text("{}")
+    damage["flipped"](Path(kept.folder) / name)
     assert finished_comparison(plan) is None
-    assert "is made anew" in caplog.text
+    assert f"{name} is damaged" in caplog.text
     keep_comparison(plan, RESULT_OF, [replays])
     assert finished_comparison(plan) is not None
 

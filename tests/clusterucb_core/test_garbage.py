@@ -8,7 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from clusterucb_core.artifacts import new_artifact
+from clusterucb_core.artifacts import MANIFEST, new_artifact
+from clusterucb_core.errors import StaleArtifact
 from clusterucb_core.features.projections import ProjectionName
 from clusterucb_core.garbage import collect_garbage, needed_places
 from clusterucb_core.object_store import put_artifact, remove_artifact, store_of
@@ -153,11 +154,12 @@ def test_what_is_removed_is_removed_from_the_object_store_too(plan_of, finish, m
         write_old(mirrored, candidates.stage, candidates.fingerprint),
         write_old(mirrored, "comparisons", "result"),
     ]
+    both, stored = (1000 + (folder / MANIFEST).stat().st_size for folder in folders[:2])
     shutil.rmtree(folders[1])  # another machine wrote it
     write_old(mirrored, "training", "young", hours=0.0)
     told = collect_garbage(mirrored, keep_runs=1, grace_s=AN_HOUR, dry_run=True)
     assert told.artifacts == {"training": 2, "features": 1}
-    assert told.bytes["training"] == 3 * (1000 + len("{}"))
+    assert told.bytes["training"] == 2 * both + stored
     assert len(objects(tmp_path)) == 6
     assert collect_garbage(mirrored, keep_runs=1, grace_s=AN_HOUR).artifacts == told.artifacts
     assert objects(tmp_path) == {"training/young", "candidates/c", "comparisons/result"}
@@ -174,3 +176,14 @@ def test_uploads_that_were_never_finished_go_once_they_are_old(plan_of, finish, 
     make_old(tmp_path / "store")
     assert collect_garbage(mirrored, keep_runs=1, grace_s=AN_HOUR).artifacts == {"training": 1}
     assert objects(tmp_path) == set()
+
+
+def test_nothing_is_removed_while_a_kept_run_has_a_damaged_trail(plan_of, finish, damage):
+    finish(plan_of("first"))
+    workspace = plan_of("first").workspace
+    damage["flipped"](workspace.artifacts / "trails" / "first" / "trail.json")
+    with pytest.raises(StaleArtifact, match="the newest runs cannot be told"):
+        collect_garbage(workspace, keep_runs=1, grace_s=0.0)
+    assert (workspace.artifacts / "draws" / "first").is_dir()
+    finish(plan_of("second"))
+    assert collect_garbage(workspace, keep_runs=1, grace_s=0.0).kept_runs == ("second",)

@@ -6,7 +6,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from clusterucb_core.artifacts import new_artifact
+from clusterucb_core.artifacts import (
+    MANIFEST,
+    discard_artifact,
+    find_artifact,
+    new_artifact,
+    read_manifest,
+)
 from clusterucb_core.config import RunConfig
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.outcome import RunResult, TargetResult, finished_result, keep_result, target_results
@@ -219,9 +225,44 @@ def test_homes_that_share_their_artifacts_keep_results_of_their_own(make_plan, t
 def test_a_result_that_cannot_be_read_is_made_anew(make_plan, text, caplog):
     plan = make_plan()
     finish(plan)
-    (kept,) = Path(plan.workspace.home).glob("artifacts/runs/*/result.json")
-    kept.write_text(text)
+    root, kept = plan.workspace.artifacts, find_artifact(plan.workspace.artifacts, "runs", plan.run_id)
+    manifest = read_manifest(kept)
+    discard_artifact(root, "runs", plan.run_id)
+    with new_artifact(root, "runs", plan.run_id, manifest) as folder:
+        (folder / "result.json").write_text(text)
     assert finished_result(plan) is None
     assert "cannot be read and is made anew" in caplog.text
     finish(plan)
     assert finished_result(plan) is not None
+
+
+@pytest.mark.parametrize("name", ["result.json", MANIFEST])
+@pytest.mark.parametrize("way", ["flipped", "truncated", "extended", "deleted"])
+def test_a_damaged_result_is_made_anew(make_plan, damage, caplog, name, way):
+    plan = make_plan()
+    finish(plan)
+    (kept,) = Path(plan.workspace.home).glob(f"artifacts/runs/*/{name}")
+    damage[way](kept)
+    assert finished_result(plan) is None
+    assert (str(kept) in caplog.text) is ((name, way) != (MANIFEST, "deleted"))
+    finish(plan)
+    assert finished_result(plan) is not None
+
+
+def test_a_damaged_checkpoint_voids_the_result(make_plan, damage, caplog):
+    plan = make_plan()
+    folder = finish(plan).checkpoints[0]
+    damage["flipped"](Path(folder) / MANIFEST)
+    assert finished_result(plan) is None
+    assert f"{folder}/{MANIFEST} is damaged" in caplog.text
+
+
+def test_a_damaged_trail_voids_the_result_so_that_the_run_writes_it_anew(make_plan, damage, caplog):
+    plan = make_plan()
+    finish(plan)
+    with new_artifact(plan.workspace.artifacts, "trails", plan.run_id, {}) as folder:
+        (folder / "trail.json").write_text("{}")
+    assert finished_result(plan) is not None
+    damage["flipped"](plan.workspace.artifacts / "trails" / plan.run_id / "trail.json")
+    assert finished_result(plan) is None
+    assert "trail.json is damaged" in caplog.text

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clusterucb_core.errors import MissingArtifact
+from clusterucb_core.artifacts import MANIFEST, discard_artifact, new_artifact
+from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.trails import TRAIL, followed_trail, newest_trails, trail_of
 from clusterucb_core.workspace import Workspace
 
@@ -56,9 +57,43 @@ def test_a_run_whose_versions_are_those_of_another_catalog_is_passed_over(plan_o
 def test_a_trail_that_cannot_be_read_is_passed_over_with_a_warning(plan_of, finish, caplog):
     finish(plan_of("first"))
     finish(plan_of("second"))
-    (plan_of("second").workspace.artifacts / "trails" / "second" / TRAIL).write_text('{"run_id": "second"}')
+    root = plan_of("second").workspace.artifacts
+    discard_artifact(root, "trails", "second")
+    with new_artifact(root, "trails", "second", {}) as folder:
+        (folder / TRAIL).write_text('{"run_id": "second"}')
     assert followed_trail(plan_of("third")).run_id == "first"
     assert "cannot be read and is passed over" in caplog.text
+
+
+@pytest.mark.parametrize("name", [TRAIL, MANIFEST])
+@pytest.mark.parametrize("way", ["flipped", "truncated", "extended"])
+def test_a_damaged_trail_of_the_newest_run_is_refused_and_that_of_an_older_one_is_not_needed(
+    plan_of, finish, damage, name, way
+):
+    finish(plan_of("first"))
+    path = plan_of("first").workspace.artifacts / "trails" / "first" / name
+    damage[way](path)
+    wanted = (
+        f"the newest runs cannot be told: {path}.*`clusterucb run CONFIG`, which writes it anew, or delete"
+    )
+    with pytest.raises(StaleArtifact, match=wanted):
+        followed_trail(plan_of("later"))
+    with pytest.raises(StaleArtifact, match=f"{path}.*which writes it anew"):
+        trail_of("first", plan_of("first").workspace)
+    newest = finish(plan_of("second"))
+    assert followed_trail(plan_of("later")) == newest
+    shutil.rmtree(path.parent)
+    with pytest.raises(MissingArtifact, match="has left no trail"):
+        trail_of("first", plan_of("first").workspace)
+
+
+def test_damaged_draws_are_refused_and_stay(plan_of, finish, damage):
+    trail = finish(plan_of("first"))
+    draws = Path(trail.targets[0].chosen.periods[0].draws.path)
+    damage["flipped"](draws / MANIFEST)
+    with pytest.raises(StaleArtifact, match=f"{draws}/{MANIFEST} is damaged"):
+        followed_trail(plan_of("second"))
+    assert draws.is_dir()
 
 
 def test_a_later_attempt_of_a_run_replaces_its_trail(plan_of, finish):

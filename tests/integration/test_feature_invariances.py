@@ -1,9 +1,10 @@
-"""What may not change a feature: shards, workers, the order of a request, and (but for rounding) the batches.
+"""What may not change a feature: shards, workers, threads, the order of a request; batches only by rounding.
 
 On the demo's rows with the demo's model, through the stage that a run calls.
 """
 
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 
@@ -59,7 +60,7 @@ def prepared(plain, tmp_path_factory):
 def featurize(prepared, tmp_path_factory):
     """Featurize the pool in a state folder of its own, and return rows in the order of its ids."""
 
-    def compute(*, shards: int = 1, workers: int = 1, order: str = "sorted"):
+    def compute(*, shards: int = 1, workers: int = 1, order: str = "sorted", threads: int | None = None):
         ids = list(prepared.sample_ids)
         if order == "shuffled":
             np.random.default_rng(5).shuffle(ids)
@@ -72,14 +73,25 @@ def featurize(prepared, tmp_path_factory):
         )
         assert len(jobs) >= shards
         if workers == 1:
-            for job in jobs:
-                run_shard(job, workspace, execution)
+            with computing_threads(threads):
+                for job in jobs:
+                    run_shard(job, workspace, execution)
         else:
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
                 list(pool.map(run_in_one_thread, jobs, [workspace] * len(jobs), [execution] * len(jobs)))
         return read_features(prepared.space, prepared.sample_ids, workspace)
 
     return compute
+
+
+@contextmanager
+def computing_threads(count: int | None):
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    yield
+    torch.set_num_threads(before)
 
 
 def run_in_one_thread(job: ShardJob, workspace: Workspace, execution: ExecutionSettings) -> None:
@@ -100,6 +112,8 @@ def expected(featurize):
         {"shards": 3},
         {"shards": 16},
         {"order": "shuffled"},
+        {"threads": 1},
+        {"threads": 2},
         pytest.param({"shards": 16, "workers": 4, "order": "shuffled"}, id="sixteen by four processes"),
     ],
     ids=str,

@@ -17,13 +17,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from clusterucb_core.artifacts import find_artifact, new_artifact
 from clusterucb_core.evaluation import EvaluateSettings
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.lm.chat import tokenize
 from clusterucb_core.lm.checkpoints import StepRecord, save_checkpoint
 from clusterucb_core.lm.lora import new_adapter
 from clusterucb_core.lm.settings import LoraSettings, ModelSettings
-from clusterucb_core.records import ArtifactRef, Message
+from clusterucb_core.records import Message
 from clusterucb_core.stages.evaluation import evaluation_spec, read_results, read_samples_of, run_evaluation
 from clusterucb_core.stages.intake import TokensSpec, run_target, run_tokens, target_spec
 from clusterucb_core.stages.models import CheckpointRef, open_chat, resolve_model
@@ -117,8 +118,10 @@ def adapter_of(model, samples, folder, *, steps):
     adapted = new_adapter(model.settings, "cpu", 0)
     optimizer = train(adapted, samples, steps, learning_rate=1e-2)
     history = [StepRecord(step=steps, learning_rate=1e-2, loss=1.0)]
-    save_checkpoint(folder / "checkpoint-1", adapted, optimizer, epoch=1, total_steps=steps, history=history)
-    return CheckpointRef(training=ArtifactRef(stage="training", fingerprint="t", path=str(folder)), index=1)
+    with new_artifact(folder, "training", "t", {}) as draft:
+        path = draft / "checkpoint-1"
+        save_checkpoint(path, adapted, optimizer, epoch=1, total_steps=steps, history=history)
+    return CheckpointRef(training=find_artifact(folder, "training", "t"), index=1)
 
 
 def tokenized(model, pairs):

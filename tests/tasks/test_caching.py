@@ -8,7 +8,7 @@ import pytest
 from clusterucb_core.artifacts import artifact_folder, new_artifact
 from clusterucb_core.lm.settings import ModelSettings
 from clusterucb_core.records import ArtifactRef
-from clusterucb_core.stages.features import ShardJob
+from clusterucb_core.stages.features import ShardJob, open_store
 from clusterucb_core.stages.models import FeatureSpace, ModelRef
 from clusterucb_core.workspace import StageSpec, Workspace, stage_key
 from tasks.caching import artifact_key, shard_key
@@ -59,6 +59,34 @@ def test_the_record_of_a_missing_artifact_is_dropped_under_the_same_key(tmp_path
     assert (records / key).exists()
     folder.rename(folder.with_name("gone"))
     assert key_of(spec, workspace) == key
+    assert not (records / key).exists()
+
+
+@pytest.mark.parametrize("way", ["flipped", "truncated", "extended"])
+def test_the_record_of_a_damaged_artifact_is_dropped_and_the_artifact_removed(tmp_path, records, damage, way):
+    spec, workspace = Spec(value=1), Workspace(home=str(tmp_path / "home"))
+    folder = write(spec, workspace)
+    key = key_of(spec, workspace)
+    (records / key).write_text("a result", encoding="utf-8")
+    damage[way](folder / "manifest.json")
+    assert key_of(spec, workspace) == key
+    assert not (records / key).exists()
+    assert not folder.exists()
+
+
+def test_the_record_of_a_damaged_shard_is_dropped_once_its_samples_are_asked_for(
+    tmp_path, records, shard_job, damage
+):
+    workspace = Workspace(home=str(tmp_path / "home"))
+    stage = f"features/{stage_key(shard_job.space)}"
+    with new_artifact(workspace.artifacts, stage, shard_job.fingerprint, {}) as folder:
+        (folder / "features.npy").write_bytes(b"features")
+    parameters = {"job": shard_job, "workspace": workspace}
+    key = shard_key(None, parameters)
+    (records / key).write_text("a result", encoding="utf-8")
+    damage["flipped"](workspace.artifacts / stage / shard_job.fingerprint / "features.npy")
+    assert open_store(shard_job.space, workspace).known == set()
+    assert shard_key(None, parameters) == key
     assert not (records / key).exists()
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from clusterucb_core.artifacts import new_artifact
+from clusterucb_core.artifacts import find_artifact, new_artifact
 from clusterucb_core.erasure import erase_samples, erasing
 from clusterucb_core.errors import UnknownSample
 from clusterucb_core.export import export_selection
@@ -209,6 +209,34 @@ def test_other_artifact_roots_are_searched_too_and_an_absent_one_is_named(
     result = erase(workspace, "a", roots=[moved])
     assert find_text([TEXT], moved) == {}
     assert set(result.absent_roots) == {str(absent), str(root)}
+
+
+DAMAGED = ["ingest/key/samples.parquet", "tokens/key/input_ids.npy", "candidates/key/manifest.json"]
+
+
+@pytest.mark.parametrize("name", [*DAMAGED, "features.npy"])
+def test_what_is_damaged_is_removed_whole_and_the_rest_is_erased(
+    workspace, exports, root, find_text, damage, caplog, name
+):
+    (path,) = root.rglob(name)
+    damage["flipped"](path)
+    erase(workspace, "a")
+    assert find_text([TEXT], Path(workspace.home), exports) == {}
+    assert f"{path} is damaged" in caplog.text
+    assert not path.parent.exists()
+
+
+def test_what_was_rewritten_has_true_digests(workspace, root):
+    erase(workspace, "a")
+    stages = ("ingest", "tokens", "candidates")
+    assert all(find_artifact(root, stage, "key") is not None for stage in stages)
+    (shard,) = root.glob("features/*/*")
+    assert find_artifact(root, f"features/{shard.parent.name}", shard.name) is not None
+
+
+def test_a_training_whose_ids_are_damaged_may_have_learned_from_anything(workspace, root, damage):
+    damage["flipped"](root / "training" / "key" / "sample_ids.txt")
+    assert [item.how for item in erase(workspace, "c").trainings] == ["unknown"]
 
 
 def test_a_sample_that_was_not_withdrawn_is_not_erased(workspace):

@@ -8,26 +8,26 @@ import pytest
 from clusterucb_core.artifacts import new_artifact
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.features.shards import plan_shards, write_shard
-from clusterucb_core.features.store import open_feature_store
+from clusterucb_core.features.store import open_feature_store, read_shard
 from clusterucb_core.object_store import mirror_folder
+from clusterucb_core.records import ArtifactRef
 
 ROWS = {
     f"s{i}": row / np.linalg.norm(row) for i, row in enumerate(np.random.default_rng(0).normal(size=(6, 5)))
 }
 
 
-def store_shard(root, key, ids, *, excluded=(), rows=ROWS, dim=5):
+def store_shard(root, key, ids, *, excluded=(), rows=ROWS, dim=5, space="space"):
     """Write a shard by hand: it must be readable from its description alone."""
-    manifest = {"feature_space": "space", "sample_ids": list(ids), "provenance": {}, "dim": dim}
-    with new_artifact(root, "features/space", key, manifest) as folder:
+    manifest = {"feature_space": space, "sample_ids": list(ids), "provenance": {}, "dim": dim}
+    with new_artifact(root, f"features/{space}", key, manifest) as folder:
         content = np.zeros((len(ids), dim), dtype=np.float16)
         for row, sample_id in enumerate(ids):
             if sample_id not in excluded:
                 content[row] = rows[sample_id][:dim]
         np.save(folder / "features.npy", content)
-        manifest["bytes"] = (folder / "features.npy").stat().st_size
         manifest["excluded"] = [[sample_id, "zero_gradient", "detail"] for sample_id in excluded]
-    return root / "features" / "space" / key
+    return root / "features" / space / key
 
 
 @pytest.fixture
@@ -76,18 +76,55 @@ def test_the_draft_of_a_killed_run_is_ignored(store, tmp_path):
     assert open_feature_store(tmp_path, "space").shards.keys() == {"a", "b"}
 
 
-def test_a_file_of_another_size_is_stale(tmp_path):
-    path = store_shard(tmp_path, "a", ["s0"]) / "features.npy"
-    path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(StaleArtifact, match="bytes instead of"):
+@pytest.mark.parametrize("name", ["features.npy", "manifest.json"])
+@pytest.mark.parametrize("way", ["flipped", "truncated", "extended", "deleted"])
+def test_a_damaged_shard_is_left_out_and_its_samples_are_missing(store, tmp_path, damage, caplog, name, way):
+    path = tmp_path / "features" / "space" / "a" / name
+    damage[way](path)
+    now = open_feature_store(tmp_path, "space")
+    assert now.known == {"s1", "s3"}
+    assert now.missing(["s0", "s1"]) == ["s0"]
+    assert (f"{path}" in caplog.text) is ((name, way) != ("manifest.json", "deleted"))
+
+
+@pytest.mark.parametrize("name", ["features.npy", "manifest.json"])
+@pytest.mark.parametrize("way", ["flipped", "truncated", "extended"])
+def test_a_damaged_shard_that_is_read_by_itself_is_refused(tmp_path, damage, name, way):
+    ref = ArtifactRef(stage="features/space", fingerprint="a", path=str(store_shard(tmp_path, "a", ["s0"])))
+    assert read_shard(ref).sample_ids == ("s0",)
+    damage[way](Path(ref.path) / name)
+    with pytest.raises(StaleArtifact, match=f"{name}.*run the pipeline again"):
+        read_shard(ref)
+
+
+@pytest.mark.parametrize("manifest", [{}, {"excluded": [[]]}])
+def test_a_manifest_that_is_no_shards_is_stale(tmp_path, manifest):
+    with new_artifact(tmp_path, "features/space", "a", manifest) as folder:
+        np.save(folder / "features.npy", np.eye(2))
+    with pytest.raises(StaleArtifact, match="says not what a shard's does"):
         open_feature_store(tmp_path, "space")
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"excluded": [[]]}'])
-def test_a_broken_manifest_is_stale(tmp_path, text):
-    (store_shard(tmp_path, "a", ["s0"]) / "manifest.json").write_text(text)
-    with pytest.raises(StaleArtifact, match="run"):
-        open_feature_store(tmp_path, "space")
+def test_a_shard_of_another_space_is_not_mixed_in(store, tmp_path, caplog):
+    shutil.copytree(tmp_path / "features" / "space", tmp_path / "features" / "other")
+    store_shard(tmp_path, "c", ["s5"], space="other")
+    assert open_feature_store(tmp_path, "other").known == {"s5"}
+    assert "features/other/a belongs, but holds features/space/a" in caplog.text
+
+
+def test_shards_that_have_swapped_their_files_are_left_out(store, tmp_path):
+    space = tmp_path / "features" / "space"
+    store_shard(tmp_path, "c", ["s5", "s2"])
+    kept = (space / "b" / "features.npy").read_bytes()
+    (space / "c" / "features.npy").replace(space / "b" / "features.npy")
+    (space / "c" / "features.npy").write_bytes(kept)
+    assert open_feature_store(tmp_path, "space").known == {"s0", "s4"}
+
+
+def test_a_shard_under_the_name_of_another_is_left_out(store, tmp_path):
+    space = tmp_path / "features" / "space"
+    (space / "b").rename(space / "c")
+    assert open_feature_store(tmp_path, "space").known == {"s0", "s4"}
 
 
 @pytest.mark.parametrize("value", [0.0, 2.0, float("nan")])

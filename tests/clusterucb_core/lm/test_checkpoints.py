@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -115,10 +117,33 @@ def test_damaged_and_missing_checkpoints_are_told_apart(tmp_path, model, optimiz
     save(tmp_path / "c", model, optimizer)
     (tmp_path / "c" / "checkpoint.json").write_text('{"step": "many"}', encoding="utf-8")
     (tmp_path / "c" / "moments.safetensors").write_bytes(b"not a tensor")
-    with pytest.raises(StaleArtifact, match="is damaged"):
+    with pytest.raises(StaleArtifact, match=r"checkpoint.json cannot be used .*by an earlier version"):
         read_checkpoint(tmp_path / "c")
     with pytest.raises(StaleArtifact, match="cannot be read"):
         read_moments(tmp_path / "c", model)
+
+
+FILES = ["adapter_model.safetensors", "adapter_config.json", "moments.safetensors", "checkpoint.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("way", ["flipped", "truncated", "extended", "deleted"])
+def test_no_training_goes_on_from_a_damaged_checkpoint(tmp_path, model, optimizer, damage, name, way):
+    save(tmp_path / "c", model, optimizer)
+    damage[way](tmp_path / "c" / name)
+    wanted = MissingArtifact if (name, way) == ("checkpoint.json", "deleted") else StaleArtifact
+    with pytest.raises(wanted, match=f"{name}.*run"):
+        read_checkpoint(tmp_path / "c")
+
+
+def test_the_adapter_of_another_checkpoint_is_found_out(tmp_path, model, optimizer):
+    save(tmp_path / "c", model, optimizer)
+    for parameter in trainable(model):
+        parameter.data.add_(1)
+    save(tmp_path / "d", model, optimizer)
+    shutil.copy(tmp_path / "d" / FILES[0], tmp_path / "c" / FILES[0])
+    with pytest.raises(StaleArtifact, match=f"{FILES[0]} is damaged"):
+        read_checkpoint(tmp_path / "c")
 
 
 def test_a_parameter_without_a_gradient_is_named(tmp_path, model):

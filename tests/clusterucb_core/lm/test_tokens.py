@@ -1,9 +1,7 @@
-import json
-
 import numpy as np
 import pytest
 
-from clusterucb_core.artifacts import read_manifest
+from clusterucb_core.artifacts import find_artifact, new_artifact, read_manifest
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.lm.chat import chat_format, tokenize
 from clusterucb_core.lm.settings import ModelSettings
@@ -87,15 +85,27 @@ def test_a_table_of_nothing_but_exclusions_opens(tmp_path, chat):
     assert len(table.exclusions) == 1
 
 
-def test_a_damaged_table_is_stale_and_a_missing_file_is_missing(tmp_path, chat):
+@pytest.mark.parametrize("name", ["input_ids.npy", "supervised.npy", "offsets.npy", "sample_ids.json"])
+@pytest.mark.parametrize("way", ["flipped", "truncated", "deleted"])
+def test_a_damaged_table_is_refused_and_written_again(tmp_path, chat, damage, name, way):
     ref = write_tokens(tmp_path, "key", SAMPLES[:2], chat, max_length=40)
-    ids = tmp_path / "tokens" / "key" / "sample_ids.json"
-    ids.write_text(json.dumps(["b"]), encoding="utf-8")
+    path = tmp_path / "tokens" / "key" / name
+    whole = path.read_bytes()
+    damage[way](path)
+    with pytest.raises(StaleArtifact, match=f"{path} is damaged"):
+        open_tokens(ref)
+    assert write_tokens(tmp_path, "key", SAMPLES[:2], chat, max_length=40) == ref
+    assert path.read_bytes() == whole
+
+
+def test_a_table_whose_files_do_not_fit_each_other_is_stale(tmp_path):
+    with new_artifact(tmp_path, "tokens", "key", {"tokens": 2}) as folder:
+        (folder / "sample_ids.json").write_text('["a"]')
+        (folder / "exclusions.json").write_text("[]")
+        for name, values in (("offsets", [0, 1, 2]), ("input_ids", [5, 6]), ("supervised", [0, 1])):
+            np.save(folder / f"{name}.npy", np.array(values))
     with pytest.raises(StaleArtifact, match="1 ids, 3 offsets"):
-        open_tokens(ref)
-    ids.unlink()
-    with pytest.raises(MissingArtifact, match="sample_ids"):
-        open_tokens(ref)
+        open_tokens(find_artifact(tmp_path, "tokens", "key"))
 
 
 def test_the_key_follows_template_text_length_limit_model_and_samples_only(tmp_path):

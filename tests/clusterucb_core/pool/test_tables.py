@@ -3,6 +3,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from clusterucb_core.artifacts import new_artifact
 from clusterucb_core.errors import InvalidPool, MissingArtifact
 from clusterucb_core.pool.conversations import messages_json
 from clusterucb_core.pool.tables import (
@@ -22,11 +23,14 @@ SAMPLES = [
 
 @pytest.fixture(scope="module")
 def ref(tmp_path_factory: pytest.TempPathFactory) -> ArtifactRef:
-    folder = tmp_path_factory.mktemp("pool")
-    with table_writer(folder / SAMPLES_FILE, SAMPLES_SCHEMA) as table:
+    root = tmp_path_factory.mktemp("pool")
+    with (
+        new_artifact(root, "ingest", "f", {}) as folder,
+        table_writer(folder / SAMPLES_FILE, SAMPLES_SCHEMA) as table,
+    ):
         for number, sample in enumerate(SAMPLES, start=1):
             table.add(sample.sample_id, "toy", messages_json(sample.messages), 5, "toy.jsonl", number)
-    return ArtifactRef(stage="ingest", fingerprint="f", path=str(folder))
+    return ArtifactRef(stage="ingest", fingerprint="f", path=str(root / "ingest" / "f"))
 
 
 def test_samples_come_back_as_written_and_in_order(ref: ArtifactRef) -> None:

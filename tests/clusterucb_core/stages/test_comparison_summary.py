@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from clusterucb_core.artifacts import new_artifact
+from clusterucb_core.artifacts import find_artifact, new_artifact
 from clusterucb_core.evaluation import loss_result
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.comparison import REPLAYS, SCHEMA, Setting
@@ -58,10 +58,9 @@ def test_the_loss_is_the_mean_over_adapters_of_each_test_row(replays, tmp_path):
     every = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 7.0]])
     trained = []
     for number, losses in enumerate(every):
-        folder = tmp_path / f"evaluation-{number}"
-        folder.mkdir()
-        np.save(folder / "losses.npy", losses)
-        ref = ArtifactRef(stage="evaluation", fingerprint=str(number), path=str(folder))
+        with new_artifact(tmp_path, "evaluation", str(number), {}) as folder:
+            np.save(folder / "losses.npy", losses)
+        ref = find_artifact(tmp_path, "evaluation", str(number))
         trained.append(Trained(setting=UCB, evaluation=ref))
     tuned, other = summarise_settings(replays, [UCB, CHANCE], trained)
     wanted = loss_result("", "sums", np.array([2.0, 2.0, 5.0]))

@@ -130,6 +130,21 @@ def test_a_training_that_was_cut_short_ends_with_the_bytes_of_one_go(
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "moments.safetensors", "checkpoint.json"])
+def test_training_goes_on_before_a_damaged_checkpoint(model_folder, samples, tmp_path, caplog, file):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    chosen = settings(model_folder)
+    train(chosen, samples, plan(epochs=3), start=None, out=whole, device="cpu")
+    shutil.copytree(whole, cut)
+    damaged = cut / "checkpoint-2" / file
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    train_on(chosen, samples, plan(epochs=3), start=None, out=cut, device="cpu")
+    assert contents(cut) == contents(whole)
+    assert "training goes on from the checkpoint before" in caplog.text
+
+
 def test_a_training_whose_checkpoints_are_all_there_trains_nothing(model_folder, samples, tmp_path):
     wanted = plan(steps=2)
     made = train(settings(model_folder), samples, wanted, start=None, out=tmp_path, device="cpu")

@@ -11,7 +11,10 @@ from pathlib import Path
 import duckdb
 
 from clusterucb_core.errors import CatalogBusy, MissingArtifact, StaleArtifact
-from clusterucb_core.store.schema import check_schema, ensure_schema
+from clusterucb_core.store.backup_files import folder_beside, newest_backup
+from clusterucb_core.store.damage import damage_in, damage_told
+from clusterucb_core.store.migration import ensure_schema
+from clusterucb_core.store.schema import check_schema
 from clusterucb_core.store.statements import run
 
 logger = logging.getLogger(__name__)
@@ -40,21 +43,24 @@ def open_catalog(
 
     Raises:
         MissingArtifact: `read_only`, and there is no such file.
-        StaleArtifact: the file is no catalog, or one of a newer version.
+        StaleArtifact: the file is no catalog, one of a newer version, or an older one that could not be
+            backed up or migrated.
+        DamagedCatalog: the file is damaged; it may come in the middle of the block, where DuckDB finds it.
         CatalogBusy: the file was still locked after `timeout_s` seconds.
     """
-    if read_only and not path.is_file():
-        raise MissingArtifact(f"there is no catalog at {path}; run `clusterucb run` first")
+    if not path.is_file():
+        _tell_absence(path, read_only=read_only)
     if not read_only:
         path.parent.mkdir(parents=True, exist_ok=True)
     connect = partial(_connect, path, read_only=read_only, older=older)
-    con = wait_for_catalog(path, connect, timeout_s=timeout_s)
-    try:
-        yield con
-        if not read_only:
-            _checkpoint(con)
-    finally:
-        con.close()
+    with damage_told(path):
+        con = wait_for_catalog(path, connect, timeout_s=timeout_s)
+        try:
+            yield con
+            if not read_only:
+                _checkpoint(con)
+        finally:
+            con.close()
 
 
 def wait_for_catalog(
@@ -91,6 +97,25 @@ def wait_for_catalog(
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
+def _tell_absence(path: Path, *, read_only: bool) -> None:
+    newest = newest_backup(path)
+    if not read_only:
+        if newest is not None:
+            logger.warning(
+                "there is no catalog at %s, so a new one is made, which knows no earlier selection and no "
+                "withdrawal; `clusterucb restore` brings back the backup of %s",
+                path,
+                newest.told_time,
+            )
+        return
+    if newest is None:
+        raise MissingArtifact(f"there is no catalog at {path}; run `clusterucb run` first")
+    raise MissingArtifact(
+        f"there is no catalog at {path}; `clusterucb restore` brings back the backup of {newest.told_time}, "
+        "`clusterucb run` makes a new one"
+    )
+
+
 def _inode(path: Path) -> int | None:
     # a look at the name only: to open and close the file would let go of this process's lock on it
     try:
@@ -107,7 +132,7 @@ def _connect(path: Path, *, read_only: bool, older: bool) -> duckdb.DuckDBPyConn
     try:
         con = duckdb.connect(path, read_only=read_only)
     except duckdb.Error as error:
-        if _is_held(error):
+        if _is_held(error) or damage_in(error) is not None:
             raise
         raise StaleArtifact(f"{path} cannot be opened as a catalog: {error}") from error
     try:
@@ -115,7 +140,7 @@ def _connect(path: Path, *, read_only: bool, older: bool) -> duckdb.DuckDBPyConn
         if read_only:
             check_schema(con, older=older)
         else:
-            ensure_schema(con)
+            ensure_schema(con, folder_beside(path))
     except BaseException as error:
         con.close()
         if isinstance(error, StaleArtifact):

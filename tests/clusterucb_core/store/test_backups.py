@@ -3,7 +3,8 @@ import pytest
 
 from clusterucb_core.errors import MissingArtifact
 from clusterucb_core.store import backup_catalog, catalog_backups, open_catalog
-from clusterucb_core.store.backups import backup_folder, remove_drafts
+from clusterucb_core.store.backup_files import backup_folder
+from clusterucb_core.store.backups import remove_drafts
 from clusterucb_core.store.statements import rows
 from clusterucb_core.workspace import Workspace
 

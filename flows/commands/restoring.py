@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands.arguments import AsJson
+from flows.commands.running import configure
 from flows.home import state_folder
-from flows.rendering import counted, print_json, print_table, say, size, tell
+from flows.rendering import counted, only_messages, print_json, print_table, say, size, tell
 
 if TYPE_CHECKING:
     from clusterucb_core.restoration import Restored
@@ -39,13 +40,15 @@ def restore(
     if listing:
         _show(list_backups(workspace), as_json=as_json)
         return
-    from flows.turns import turn  # with Prefect, which a list takes no time for
+    configure()
+    with only_messages():
+        from flows.turns import turn  # with Prefect, which a list takes no time for
 
-    with turn(state_folder(), wait=False):
-        chosen = choose_backup(workspace, backup)
-        if not yes:
-            _ask(chosen)
-        done = restore_catalog(chosen, workspace)
+        with turn(state_folder(), wait=False):
+            chosen = choose_backup(workspace, backup)
+            if not yes:
+                _ask(chosen)
+            done = restore_catalog(chosen, workspace)
     if as_json:
         print_json(done.model_dump(mode="json"))
         return

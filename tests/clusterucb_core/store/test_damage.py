@@ -1,4 +1,4 @@
-"""A catalog whose bytes were changed is refused with a sentence, or read as it was written; never otherwise."""
+"""A catalog whose bytes were changed is refused with a sentence, or read as it was written."""
 
 import shutil
 import subprocess
@@ -39,8 +39,8 @@ def whole(tmp_path_factory):
         run(
             con,
             "INSERT INTO samples SELECT 's' || i, 'made up', "
-            "json_object('text', list_transform(range(40), x -> hash(i * 40 + x))), 20, 1, 'p', i "
-            "FROM range(12000) AS t(i)",
+            "json_object('text', list_transform(range(40), lambda x: hash(i * 40 + x))), 20, 1, 'p', i "
+            "FROM range(20000) AS t(i)",
         )
         run(con, "INSERT INTO pool_samples SELECT 1, sample_id FROM samples")
         run(con, "INSERT INTO selection_samples SELECT 1, i + 1, 's' || i, i, 0 FROM range(4000) AS t(i)")
@@ -62,7 +62,6 @@ def read(path: Path, image: bytes) -> str | dict[str, str]:
     try:
         return content(path)
     except DamagedCatalog as error:
-        assert "\n" not in str(error)
         return str(error)
 
 
@@ -75,7 +74,7 @@ def test_a_bit_flipped_in_any_block_is_found_or_changes_nothing(catalog_path, wh
         changed = bytearray(image)
         changed[place] ^= 1 << bit % 8
         found = read(catalog_path, changed)
-        assert found == true or "checksum" in found, place
+        assert found == true or ("checksum" in found and "\n" not in found), place
         refused += found != true
     assert refused > len(places) / 2, "blocks that hold something"
 
@@ -103,16 +102,18 @@ def test_a_log_of_which_a_bit_was_flipped_is_found_or_ends_with_a_whole_transact
         changed[place] ^= 4
         catalog_path.write_bytes(image)
         log.write_bytes(changed)
-        try:
-            with open_catalog(catalog_path, read_only=True) as con:
-                found = rows(
-                    con, "SELECT (SELECT count(*) FROM erasures), (SELECT count(*) FROM pool_samples)"
-                )
-            assert found in [[(3 * number, 5 * number)] for number in range(5)], place
-        except DamagedCatalog as error:
-            assert "WAL" in str(error)
-            refused += 1
+        found = counted(catalog_path)
+        assert found in [(3 * number, 5 * number) for number in range(5)] or "WAL" in found, place
+        refused += "WAL" in found
     assert refused > 40
+
+
+def counted(path: Path) -> tuple[int, int] | str:
+    try:
+        with open_catalog(path, read_only=True) as con:
+            return rows(con, "SELECT (SELECT count(*) FROM erasures), (SELECT count(*) FROM pool_samples)")[0]
+    except DamagedCatalog as error:
+        return str(error)
 
 
 def damaged(path: Path, image: bytes) -> None:

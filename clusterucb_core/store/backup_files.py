@@ -16,6 +16,7 @@ from typing import Literal
 from clusterucb_core.workspace import Workspace
 
 FOLDER = "backups"
+_RESTORING = ".restoring"
 BackupKind = Literal["maintenance", "migration", "replaced", "other"]
 _TIME = "%Y%m%dT%H%M%S%fZ"
 _NAME = re.compile(r"catalog-(?P<time>\d{8}T\d{12}Z)(?:-schema-(?P<schema>\d+)|-(?P<replaced>replaced))?")
@@ -49,6 +50,11 @@ def folder_beside(catalog: Path) -> Path:
 def new_backup_path(folder: Path, *, ending: str = "") -> Path:
     """Return the name for a backup that is made now, such as with the ending `-schema-4`."""
     return folder / f"catalog-{datetime.now(UTC):{_TIME}}{ending}.duckdb"
+
+
+def restoring_path(catalog: Path) -> Path:
+    """Return where a restoration prepares what will be the catalog: beside it, to take its name at once."""
+    return catalog.resolve().with_name(f"{catalog.name}{_RESTORING}")
 
 
 def catalog_backups(workspace: Workspace) -> list[Path]:

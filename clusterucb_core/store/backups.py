@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clusterucb_core.errors import MissingArtifact
-from clusterucb_core.store.backup_files import backup_folder, new_backup_path, superseded
+from clusterucb_core.store.backup_files import backup_folder, new_backup_path, restoring_path, superseded
 from clusterucb_core.store.connection import open_catalog
 from clusterucb_core.store.copying import discard, save_copy
 from clusterucb_core.workspace import Workspace
@@ -44,12 +44,14 @@ def backup_catalog(workspace: Workspace, keep: int = KEPT_BACKUPS) -> Path:
 
 
 def remove_drafts(workspace: Workspace) -> int:
-    """Remove what killed processes left of backups and copies of them; return how many files.
+    """Remove what killed processes left of backups, copies of them and restorations; return how many files.
 
-    The write-ahead log of a copy that was set aside is a part of it, and stays.
+    The write-ahead log of a copy that was set aside is a part of it, and stays. No restoration may go on.
     """
     found = backup_folder(workspace).glob("catalog*")
     left = [path for path in found if path.suffix != ".duckdb" and not _is_log_of_backup(path)]
+    draft = restoring_path(workspace.catalog)
+    left += draft.parent.glob(f"{draft.name}*")
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)

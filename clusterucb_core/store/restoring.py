@@ -18,7 +18,13 @@ import polars as pl
 
 from clusterucb_core.errors import CatalogBusy, ClusterUcbError
 from clusterucb_core.frozen import Frozen
-from clusterucb_core.store.backup_files import BackupFile, BackupKind, folder_beside, new_backup_path
+from clusterucb_core.store.backup_files import (
+    BackupFile,
+    BackupKind,
+    folder_beside,
+    new_backup_path,
+    restoring_path,
+)
 from clusterucb_core.store.connection import wait_for_catalog
 from clusterucb_core.store.copying import discard, identifier
 from clusterucb_core.store.damage import damage_told
@@ -26,7 +32,6 @@ from clusterucb_core.store.migration import ensure_schema
 from clusterucb_core.store.schema import check_schema, schema_version
 from clusterucb_core.store.statements import frame, rows, run, run_on_frame
 
-_DRAFT_SUFFIX = ".restoring"
 # What a restored catalog must know of the one that it replaces: tables, and the columns that they began with.
 _CARRIED = {
     "withdrawals": ("sample_id", "at", "reason"),
@@ -111,7 +116,7 @@ def read_known(catalog: Path) -> Known:
 @contextmanager
 def restoring_draft(backup: Path, catalog: Path) -> Generator[Path]:
     """Make a copy of a backup beside the catalog, of the present schema, for the block."""
-    draft = catalog.resolve().with_name(f"{catalog.name}{_DRAFT_SUFFIX}")
+    draft = restoring_path(catalog)
     draft.parent.mkdir(parents=True, exist_ok=True)
     discard(draft)
     try:

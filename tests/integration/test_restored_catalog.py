@@ -1,4 +1,4 @@
-"""A run whose versions a restoration lost is repeated: it computes nothing, and publishes the same samples."""
+"""A run whose versions a restoration lost is repeated: it computes nothing, and chooses the same samples."""
 
 import json
 import os

@@ -1,5 +1,6 @@
 """Opening the catalog file: one process at a time while it is written, many while it is only read."""
 
+import fcntl
 import logging
 import os
 import time
@@ -48,7 +49,7 @@ def open_catalog(
         DamagedCatalog: the file is damaged; it may come in the middle of the block, where DuckDB finds it.
         CatalogBusy: the file was still locked after `timeout_s` seconds.
     """
-    if not path.is_file():
+    if not path.is_file() or _is_unborn(path):
         _tell_absence(path, read_only=read_only)
     if not read_only:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +117,28 @@ def _tell_absence(path: Path, *, read_only: bool) -> None:
     )
 
 
+def _is_unborn(path: Path) -> bool:
+    """Return whether a file is what a process left that was killed in the moment of making the first catalog.
+
+    Where there is a backup there was a catalog, and an empty file is a damaged one.
+    """
+    return path.stat().st_size == 0 and newest_backup(path) is None
+
+
+def _remove_unborn(path: Path) -> bool:
+    """Remove an empty file that no process is about to fill; return whether it was."""
+    with path.open("r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as DuckDB locks it
+        except OSError:
+            return False
+        found = os.fstat(file.fileno())
+        if found.st_size or found.st_ino != _inode(path):
+            return False
+        path.unlink()
+    return True
+
+
 def _inode(path: Path) -> int | None:
     # a look at the name only: to open and close the file would let go of this process's lock on it
     try:
@@ -132,7 +155,11 @@ def _connect(path: Path, *, read_only: bool, older: bool) -> duckdb.DuckDBPyConn
     try:
         con = duckdb.connect(path, read_only=read_only)
     except duckdb.Error as error:
-        if _is_held(error) or damage_in(error) is not None:
+        if _is_held(error):
+            raise
+        if not read_only and path.is_file() and _is_unborn(path) and _remove_unborn(path):
+            raise CatalogBusy(f"{path} was left empty by a process that was killed") from error
+        if damage_in(error) is not None:
             raise
         raise StaleArtifact(f"{path} cannot be opened as a catalog: {error}") from error
     try:

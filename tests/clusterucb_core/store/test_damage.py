@@ -182,6 +182,23 @@ def test_a_catalog_that_is_gone_is_told_with_its_backup(catalog_path, empty_cata
     assert "`clusterucb restore` brings back the backup of" in told
 
 
+def test_an_empty_file_is_a_catalog_that_a_killed_process_was_about_to_make(catalog_path):
+    catalog_path.parent.mkdir()
+    catalog_path.touch()
+    with pytest.raises(MissingArtifact, match="no catalog"), open_catalog(catalog_path, read_only=True):
+        pass
+    with open_catalog(catalog_path) as con:
+        assert rows(con, "FROM selections") == []
+    backup_catalog(Workspace(home=str(catalog_path.parent)))
+    catalog_path.write_bytes(b"")
+    for read_only in (True, False):
+        with (
+            pytest.raises(DamagedCatalog, match="restore` brings back"),
+            open_catalog(catalog_path, read_only=read_only),
+        ):
+            pass
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

@@ -33,6 +33,7 @@ from clusterucb_core.store.restoring import (
     record_restoration,
     replaced_path,
     restoring_draft,
+    stamp,
 )
 from clusterucb_core.workspace import Workspace
 
@@ -83,13 +84,14 @@ def choose_backup(workspace: Workspace, named: str | None) -> BackupState:
     known = backup_files(backup_folder(workspace))
     if named is not None:
         return _usable(inspect_backup(_named(known, named, backup_folder(workspace))))
-    states = [state for state in map(inspect_backup, reversed(known)) if state.kind != "replaced"]
-    if not states:
+    own = [file for file in reversed(known) if file.kind != "replaced"]
+    if not own:
         raise MissingArtifact(
             f"there is no backup of the catalog in {backup_folder(workspace)}; `clusterucb maintenance` "
             "makes one"
         )
-    return next((state for state in states if state.fault is None), None) or _usable(states[0])
+    whole = (state for state in map(inspect_backup, own) if state.fault is None)
+    return next(whole, None) or _usable(inspect_backup(own[0]))
 
 
 def restore_catalog(backup: BackupState, workspace: Workspace) -> Restored:
@@ -102,15 +104,16 @@ def restore_catalog(backup: BackupState, workspace: Workspace) -> Restored:
         workspace: the state folder.
 
     Raises:
-        CatalogBusy: another process has the catalog open.
+        CatalogBusy: another process has the catalog open, or wrote to it meanwhile; nothing was changed.
     """
-    catalog, known = workspace.catalog, read_known(workspace.catalog)
-    aside = replaced_path(catalog)
+    catalog, aside = workspace.catalog, replaced_path(workspace.catalog)
+    before_reading = stamp(catalog)
+    known = read_known(catalog)
     with restoring_draft(Path(backup.path), catalog) as draft:
         names = Path(backup.path).name, None if aside is None else aside.name
         change = partial(_change, known=known, workspace=workspace, names=names)
         carried, erased, held = rewrite_catalog(draft, change)
-        put_in_place(draft, catalog, aside)
+        put_in_place(draft, catalog, aside=aside, read_at=before_reading)
     keys, numbers = (known.column("selections", name) for name in ("selection_key", "selection_version"))
     before, readable = dict(zip(keys, numbers, strict=True)), "selections" not in known.unread
     lost = tuple(sorted(version for key, version in before.items() if key not in held))

@@ -32,6 +32,7 @@ from clusterucb_core.store.migration import ensure_schema
 from clusterucb_core.store.schema import check_schema, schema_version
 from clusterucb_core.store.statements import frame, rows, run, run_on_frame
 
+Stamp = tuple[tuple[int, int, int], ...]
 # What a restored catalog must know of the one that it replaces: tables, and the columns that they began with.
 _CARRIED = {
     "withdrawals": ("sample_id", "at", "reason"),
@@ -167,23 +168,39 @@ def replaced_path(catalog: Path) -> Path | None:
     return new_backup_path(folder, ending="-replaced") if catalog.is_file() else None
 
 
-def put_in_place(draft: Path, catalog: Path, aside: Path | None) -> None:
+def stamp(catalog: Path) -> Stamp:
+    """Return what changes as a catalog is written to, after its write-ahead log was moved into it."""
+    path = catalog.resolve()
+    _fold_log(path)
+    return _stamp(path)
+
+
+def put_in_place(draft: Path, catalog: Path, *, aside: Path | None, read_at: Stamp) -> None:
     """Replace the catalog by a finished draft, and keep the file that it replaces with its write-ahead log.
 
     Killed at any moment, the old or the new catalog bears the name; an old log beside the new one is no part
     of it, and DuckDB refuses the two.
 
+    Args:
+        draft: a file beside the catalog.
+        catalog: the file to replace.
+        aside: where it is kept; None where there is none.
+        read_at: its stamp from before it was read, so that nothing that was recorded since is left behind.
+
     Raises:
-        CatalogBusy: another process has the catalog open.
+        CatalogBusy: another process has the catalog open, or has written to it.
     """
     path = catalog.resolve()
     if aside is None:
         _log(path).unlink(missing_ok=True)
         draft.replace(path)
         return
-    _fold_log(path)
     aside.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path), _locked(draft):  # as DuckDB locks them: nobody opens either until both are in place
+        if _stamp(path) != read_at:
+            raise CatalogBusy(
+                f"another process wrote to the catalog {path} meanwhile; restore again; nothing was changed"
+            )
         try:
             os.link(path, aside)
         except OSError:  # another file system, or one without links
@@ -193,6 +210,11 @@ def put_in_place(draft: Path, catalog: Path, aside: Path | None) -> None:
         shutil.copymode(path, draft)
         draft.replace(path)
         _log(path).unlink(missing_ok=True)
+
+
+def _stamp(path: Path) -> Stamp:
+    found = [file.stat() for file in (path, _log(path)) if file.is_file()]
+    return tuple((file.st_ino, file.st_size, file.st_mtime_ns) for file in found)
 
 
 def _fold_log(path: Path) -> None:

@@ -221,12 +221,12 @@ def test_a_catalog_that_another_process_has_open_is_not_replaced(workspace, monk
     command = [sys.executable, "-c", hold, str(workspace.catalog)]
     put = restoring.put_in_place
 
-    def put_while_held(*arguments):
+    def put_while_held(*arguments, **named):
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
             try:
-                put(*arguments)
+                put(*arguments, **named)
             finally:
                 holder.communicate("")
 

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
+from clusterucb_core.errors import CatalogBusy
 from clusterucb_core.store import open_catalog, restoring
 from clusterucb_core.store.backup_files import backup_files, described
-from clusterucb_core.store.restoring import inspect_backup, put_in_place, read_known, replaced_path
+from clusterucb_core.store.restoring import inspect_backup, put_in_place, read_known, replaced_path, stamp
 from clusterucb_core.store.statements import rows, run
 
 
@@ -22,6 +23,10 @@ def draft(catalog_path, empty_catalog):
     return found
 
 
+def place(draft, path) -> None:
+    put_in_place(draft, path, aside=replaced_path(path), read_at=stamp(path))
+
+
 def erased(path) -> list[str]:
     with open_catalog(path, read_only=True) as con:
         return [name for (name,) in rows(con, "SELECT sample_id FROM erasures")]
@@ -30,7 +35,7 @@ def erased(path) -> list[str]:
 def test_the_draft_bears_the_name_and_the_rights_and_the_old_file_is_kept(draft, catalog_path):
     catalog_path.chmod(0o640)
     aside = replaced_path(catalog_path)
-    put_in_place(draft, catalog_path, aside)
+    put_in_place(draft, catalog_path, aside=aside, read_at=stamp(catalog_path))
     assert (erased(catalog_path), erased(aside)) == ([], ["old"])
     assert catalog_path.stat().st_mode & 0o777 == 0o640
     assert not catalog_path.samefile(aside)
@@ -41,7 +46,7 @@ def test_where_links_are_not_to_be_had_the_old_file_is_copied(draft, catalog_pat
         raise OSError("Operation not permitted")
 
     monkeypatch.setattr(restoring.os, "link", refuse)
-    put_in_place(draft, catalog_path, replaced_path(catalog_path))
+    place(draft, catalog_path)
     (kept,) = backup_files(catalog_path.parent / "backups")
     assert (erased(catalog_path), erased(kept.path)) == ([], ["old"])
 
@@ -54,17 +59,17 @@ def test_stopped_before_any_step_the_old_catalog_bears_the_name(draft, catalog_p
     owner = {"link": restoring.os, "copymode": restoring.shutil, "replace": type(draft)}[step]
     monkeypatch.setattr(owner, step, killed)
     with pytest.raises(KeyboardInterrupt):
-        put_in_place(draft, catalog_path, replaced_path(catalog_path))
+        place(draft, catalog_path)
     monkeypatch.undo()
     assert erased(catalog_path) == ["old"]
-    put_in_place(draft, catalog_path, replaced_path(catalog_path))
+    place(draft, catalog_path)
     assert erased(catalog_path) == []
 
 
 def test_a_link_to_the_catalog_stays_a_link(draft, catalog_path, tmp_path):
     link = tmp_path / "catalog.duckdb"
     link.symlink_to(catalog_path)
-    put_in_place(draft, link, replaced_path(link))
+    place(draft, link)
     assert link.is_symlink()
     assert erased(catalog_path) == []
 
@@ -73,8 +78,24 @@ def test_a_catalog_that_is_not_there_is_nothing_to_keep_and_knows_nothing(draft,
     catalog_path.unlink()
     assert replaced_path(catalog_path) is None
     assert read_known(catalog_path).column("selections", "selection_key") == []
-    put_in_place(draft, catalog_path, None)
+    place(draft, catalog_path)
     assert erased(catalog_path) == []
+
+
+def test_what_somebody_records_meanwhile_is_not_left_behind(draft, catalog_path):
+    before = stamp(catalog_path)
+    with open_catalog(catalog_path) as con:
+        run(con, "INSERT INTO withdrawals (sample_id, reason) VALUES ('a', 'asked for')")
+    with pytest.raises(CatalogBusy, match=r"wrote to the catalog .* meanwhile"):
+        put_in_place(draft, catalog_path, aside=replaced_path(catalog_path), read_at=before)
+    assert erased(catalog_path) == ["old"]
+    assert backup_files(catalog_path.parent / "backups") == []
+
+
+def test_reading_changes_no_stamp(draft, catalog_path):
+    before = stamp(catalog_path)
+    assert read_known(catalog_path).column("erasures", "sample_id") == ["old"]
+    assert stamp(catalog_path) == before
 
 
 def test_a_backup_of_a_newer_program_is_no_damaged_one(draft):

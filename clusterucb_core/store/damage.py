@@ -20,6 +20,8 @@ _SIGNS = (
     "Failure while replaying WAL file",
     "is not a valid DuckDB database file",
     "Could not read enough bytes",
+    "Failed to load metadata pointer",
+    "Failed to deserialize",
 )
 # A log that cannot be replayed for want of room is whole.
 _OTHER_CAUSES = ("No space left on device", "Out of Memory")

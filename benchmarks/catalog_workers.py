@@ -79,6 +79,8 @@ def write(catalog: Path, number: int, seconds: float) -> Log:
 def _write_once(catalog: Path, log: Log, folder: Path, rng: random.Random, run_id: str) -> None:
     drafts = [_draft(run_id, period, rng) for period in range(1, PERIODS + 1)]
     timed(log, "pool", catalog, lambda con: _add_pool(con, log, folder, run_id))
+    if not log.pools:  # it has given up waiting for the first one: there may be nothing to select from
+        return
     timed(log, "publish", catalog, lambda con: _publish(con, log, drafts))
     timed(log, "evaluate", catalog, lambda con: _evaluate(con, log, run_id))
     if rng.random() < REPEATED:  # it writes nothing, and gets the versions that there are

@@ -11,6 +11,7 @@ ClusterUcbError
 ├── TooManyExcluded     more samples excluded than the configuration allows
 ├── MissingArtifact     a file or folder that an earlier stage should have left
 ├── StaleArtifact       an artifact whose content does not fit its manifest
+│   └── DamagedCatalog  a catalog, or a backup of it, whose bytes are not those that were written
 ├── StorageUnavailable  an object store that could not be read or written
 ├── StorageFull         a disk without room for what was to be written
 ├── StorageNotWritable  a folder that cannot be written, or a disk that failed
@@ -70,6 +71,10 @@ class MissingArtifact(ClusterUcbError):
 
 class StaleArtifact(ClusterUcbError):
     """An artifact's content does not fit its manifest."""
+
+
+class DamagedCatalog(StaleArtifact):
+    """The bytes of a catalog, or of a backup of it, are not those that were written."""
 
 
 class StorageUnavailable(ClusterUcbError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from clusterucb_core.artifacts import artifact_folder, find_artifact, new_artifact, read_manifest
-from clusterucb_core.errors import MissingArtifact, StaleArtifact, UnknownVersion
+from clusterucb_core.errors import DamagedCatalog, MissingArtifact, StaleArtifact, UnknownVersion
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.stages.summary import SubjectSummary, TargetOutcome, Work
@@ -138,5 +138,7 @@ def _version_keys(plan: RunPlan, result: RunResult) -> list[str]:
 def _has_versions(plan: RunPlan, result: RunResult, keys: object) -> bool:
     try:
         return _version_keys(plan, result) == keys
+    except DamagedCatalog:
+        raise  # nothing can be published there: better told before anything is computed
     except (MissingArtifact, UnknownVersion, StaleArtifact):
         return False  # a catalog of an earlier version is migrated by the run that follows

@@ -24,6 +24,7 @@ from flows.commands.initialisation import init
 from flows.commands.maintenance import maintenance
 from flows.commands.reporting import report
 from flows.commands.reselection import reselect
+from flows.commands.restoring import restore
 from flows.rendering import log_to_stderr, tell
 
 # These may stand anywhere on the line.
@@ -47,7 +48,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "report": report,
         "export": export,
     },
-    "Keep house": {"withdraw": withdrawal.withdraw, "maintenance": maintenance},
+    "Keep house": {"withdraw": withdrawal.withdraw, "maintenance": maintenance, "restore": restore},
 }
 
 

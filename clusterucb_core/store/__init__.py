@@ -1,6 +1,7 @@
 """The catalog: a DuckDB file with the versions of pool and selections. All SQL of the project lies here."""
 
-from clusterucb_core.store.backups import backup_catalog, catalog_backups, remove_drafts
+from clusterucb_core.store.backup_files import catalog_backups
+from clusterucb_core.store.backups import backup_catalog, remove_drafts
 from clusterucb_core.store.comparisons import ComparisonRow, record_comparisons, selection_comparisons
 from clusterucb_core.store.connection import open_catalog
 from clusterucb_core.store.differences import ChangeCounts, SelectionDifference, selection_difference

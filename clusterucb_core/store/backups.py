@@ -1,16 +1,14 @@
 """Backups of the catalog: whole copies below `backups/` of the state folder, the newest ones kept."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 from clusterucb_core.errors import MissingArtifact
+from clusterucb_core.store.backup_files import backup_folder, new_backup_path, restoring_path, superseded
 from clusterucb_core.store.connection import open_catalog
-from clusterucb_core.store.rewriting import copy_database
-from clusterucb_core.store.statements import rows, run
+from clusterucb_core.store.copying import discard, save_copy
 from clusterucb_core.workspace import Workspace
 
 KEPT_BACKUPS = 7
-_DRAFT = "catalog.draft"
 
 
 def backup_catalog(workspace: Workspace, keep: int = KEPT_BACKUPS) -> Path:
@@ -20,7 +18,8 @@ def backup_catalog(workspace: Workspace, keep: int = KEPT_BACKUPS) -> Path:
 
     Args:
         workspace: where the catalog lies.
-        keep: how many of the newest backups stay, 1 or more.
+        keep: how many of the newest backups stay, 1 or more. Those made before a migration and what a
+            restoration has set aside are not counted, and stay.
 
     Returns:
         The file `backups/catalog-<UTC time>.duckdb`, which any DuckDB client reads.
@@ -28,6 +27,7 @@ def backup_catalog(workspace: Workspace, keep: int = KEPT_BACKUPS) -> Path:
     Raises:
         MissingArtifact: there is no catalog.
         CatalogBusy: another process kept it.
+        DamagedCatalog: a part of it cannot be read; the earlier backups stay.
         ValueError: `keep` is below 1.
     """
     if keep < 1:
@@ -35,33 +35,27 @@ def backup_catalog(workspace: Workspace, keep: int = KEPT_BACKUPS) -> Path:
     if not workspace.catalog.is_file():
         raise MissingArtifact(f"there is no catalog at {workspace.catalog}; run `clusterucb run` first")
     folder = backup_folder(workspace)
-    folder.mkdir(parents=True, exist_ok=True)
     with open_catalog(workspace.catalog) as con:
-        draft = folder / _DRAFT  # one process at a time gets here: the catalog is its lock
-        run(con, "CHECKPOINT")
-        ((name,),) = rows(con, "SELECT current_database()")
-        copy_database(con, name, draft)
-        run(con, "DETACH copied")
-        final = folder / f"catalog-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.duckdb"
-        draft.replace(final)
-    for old in catalog_backups(workspace)[:-keep]:
-        old.unlink(missing_ok=True)
+        final = new_backup_path(folder)
+        save_copy(con, final)
+    for old in superseded(folder, keep=keep):
+        discard(old)
     return final
 
 
-def backup_folder(workspace: Workspace) -> Path:
-    """Return the folder of the catalog's backups."""
-    return Path(workspace.home) / "backups"
-
-
-def catalog_backups(workspace: Workspace) -> list[Path]:
-    """Return the backups of the catalog, the oldest first."""
-    return sorted(backup_folder(workspace).glob("catalog-*.duckdb"))
-
-
 def remove_drafts(workspace: Workspace) -> int:
-    """Remove what killed processes left of backups and copies of them; return how many files."""
-    left = [path for path in backup_folder(workspace).glob("catalog*") if path.suffix != ".duckdb"]
+    """Remove what killed processes left of backups, copies of them and restorations; return how many files.
+
+    The write-ahead log of a copy that was set aside is a part of it, and stays. No restoration may go on.
+    """
+    found = backup_folder(workspace).glob("catalog*")
+    left = [path for path in found if path.suffix != ".duckdb" and not _is_log_of_backup(path)]
+    draft = restoring_path(workspace.catalog)
+    left += draft.parent.glob(f"{draft.name}*")
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)
+
+
+def _is_log_of_backup(path: Path) -> bool:
+    return path.name.endswith(".duckdb.wal") and path.with_suffix("").is_file()

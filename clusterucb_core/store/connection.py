@@ -1,5 +1,6 @@
 """Opening the catalog file: one process at a time while it is written, many while it is only read."""
 
+import fcntl
 import logging
 import os
 import time
@@ -11,7 +12,10 @@ from pathlib import Path
 import duckdb
 
 from clusterucb_core.errors import CatalogBusy, MissingArtifact, StaleArtifact
-from clusterucb_core.store.schema import check_schema, ensure_schema
+from clusterucb_core.store.backup_files import folder_beside, newest_backup
+from clusterucb_core.store.damage import damage_in, damage_told
+from clusterucb_core.store.migration import ensure_schema
+from clusterucb_core.store.schema import check_schema
 from clusterucb_core.store.statements import run
 
 logger = logging.getLogger(__name__)
@@ -40,21 +44,24 @@ def open_catalog(
 
     Raises:
         MissingArtifact: `read_only`, and there is no such file.
-        StaleArtifact: the file is no catalog, or one of a newer version.
+        StaleArtifact: the file is no catalog, one of a newer version, or an older one that could not be
+            backed up or migrated.
+        DamagedCatalog: the file is damaged; it may come in the middle of the block, where DuckDB finds it.
         CatalogBusy: the file was still locked after `timeout_s` seconds.
     """
-    if read_only and not path.is_file():
-        raise MissingArtifact(f"there is no catalog at {path}; run `clusterucb run` first")
+    if not path.is_file() or _is_unborn(path):
+        _tell_absence(path, read_only=read_only)
     if not read_only:
         path.parent.mkdir(parents=True, exist_ok=True)
     connect = partial(_connect, path, read_only=read_only, older=older)
-    con = wait_for_catalog(path, connect, timeout_s=timeout_s)
-    try:
-        yield con
-        if not read_only:
-            _checkpoint(con)
-    finally:
-        con.close()
+    with damage_told(path):
+        con = wait_for_catalog(path, connect, timeout_s=timeout_s)
+        try:
+            yield con
+            if not read_only:
+                _checkpoint(con)
+        finally:
+            con.close()
 
 
 def wait_for_catalog(
@@ -91,6 +98,47 @@ def wait_for_catalog(
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
+def _tell_absence(path: Path, *, read_only: bool) -> None:
+    newest = newest_backup(path)
+    if not read_only:
+        if newest is not None:
+            logger.warning(
+                "there is no catalog at %s, so a new one is made, which knows no earlier selection and no "
+                "withdrawal; `clusterucb restore` brings back the backup of %s",
+                path,
+                newest.told_time,
+            )
+        return
+    if newest is None:
+        raise MissingArtifact(f"there is no catalog at {path}; run `clusterucb run` first")
+    raise MissingArtifact(
+        f"there is no catalog at {path}; `clusterucb restore` brings back the backup of {newest.told_time}, "
+        "`clusterucb run` makes a new one"
+    )
+
+
+def _is_unborn(path: Path) -> bool:
+    """Return whether a file is what a process left that was killed in the moment of making the first catalog.
+
+    Where there is a backup there was a catalog, and an empty file is a damaged one.
+    """
+    return path.stat().st_size == 0 and newest_backup(path) is None
+
+
+def _remove_unborn(path: Path) -> bool:
+    """Remove an empty file that no process is about to fill; return whether it was."""
+    with path.open("r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as DuckDB locks it
+        except OSError:
+            return False
+        found = os.fstat(file.fileno())
+        if found.st_size or found.st_ino != _inode(path):
+            return False
+        path.unlink()
+    return True
+
+
 def _inode(path: Path) -> int | None:
     # a look at the name only: to open and close the file would let go of this process's lock on it
     try:
@@ -112,13 +160,17 @@ def _connect(path: Path, *, read_only: bool, older: bool) -> duckdb.DuckDBPyConn
             path.unlink(missing_ok=True)  # half of a new file, which nobody could ever open
         if _is_held(error):
             raise
+        if not read_only and path.is_file() and _is_unborn(path) and _remove_unborn(path):
+            raise CatalogBusy(f"{path} was left empty by a process that was killed") from error
+        if damage_in(error) is not None:
+            raise
         raise StaleArtifact(f"{path} cannot be opened as a catalog: {error}") from error
     try:
         run(con, "SET TimeZone = 'UTC'")
         if read_only:
             check_schema(con, older=older)
         else:
-            ensure_schema(con)
+            ensure_schema(con, folder_beside(path))
     except BaseException as error:
         con.close()
         if isinstance(error, StaleArtifact):

@@ -55,7 +55,9 @@ def record_pool(
         parent, parent_digest = newest[0] if newest else (None, None)
         if digest == parent_digest:
             return pool_version(con, parent)
-        version = (parent or 0) + 1
+        # a number that a restoration lost is not given again
+        (lost,) = rows(con, "SELECT coalesce(max(highest_pool), 0) FROM restorations")[0]
+        version = max(parent or 0, lost) + 1
         _check_unique(con, samples_parquet)
         _insert_samples(con, samples_parquet, version=version)
         _insert_quarantine(con, quarantine_parquet, version=version)

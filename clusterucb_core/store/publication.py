@@ -17,6 +17,13 @@ _DRAFT_COLUMNS = (
 )  # fmt: skip
 
 
+# The numbers of versions that a restoration lost are not given again: they stand in reports and exports.
+_NEXT_VERSION = (
+    "SELECT greatest((SELECT max(selection_version) FROM selections), "
+    "(SELECT max(highest_selection) FROM restorations), 0) + 1"
+)
+
+
 def publish_selections(con: duckdb.DuckDBPyConnection, drafts: Sequence[SelectionDraft]) -> list[int]:
     """Publish all selections of a run in one transaction.
 
@@ -51,7 +58,7 @@ def _publish(con: duckdb.DuckDBPyConnection, draft: SelectionDraft) -> int:
     )
     if known:
         return known[0][0]
-    version: int = rows(con, "SELECT coalesce(max(selection_version), 0) + 1 FROM selections")[0][0]
+    version: int = rows(con, _NEXT_VERSION)[0][0]
     _insert_selection(con, draft, version=version)
     _insert_rows(con, draft, version=version)
     insert_exclusions(con, "selection", str(version), draft.exclusions)

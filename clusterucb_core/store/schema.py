@@ -1,11 +1,15 @@
-"""The tables, the view and the macro of the catalog, their version, and what brings an older one to it."""
+"""The tables, the view and the macro of the catalog, their version, and what brings an older one to it.
+
+Whoever changes a table raises `SCHEMA_VERSION`, adds a step to `MIGRATIONS`, and freezes the schema before
+the change in `tests/clusterucb_core/store/schemas/`.
+"""
 
 import duckdb
 
 from clusterucb_core.errors import StaleArtifact
-from clusterucb_core.store.statements import rows, run, transaction
+from clusterucb_core.store.statements import rows
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 _TABLES = """
 CREATE TABLE catalog_schema (
@@ -194,8 +198,19 @@ CREATE TABLE comparisons (
 );
 """
 
+# What `restore` did. Numbers that a lost version bore are not given again: they stand in reports and exports.
+_RESTORATION_TABLES = """
+CREATE TABLE restorations (
+    "at" TIMESTAMPTZ PRIMARY KEY DEFAULT now(),
+    backup VARCHAR NOT NULL,
+    replaced VARCHAR,
+    highest_selection INTEGER NOT NULL,
+    highest_pool INTEGER NOT NULL
+);
+"""
+
 # A run is as new as its newest version; within it the last period counts.
-_LATEST_SELECTION = """
+LATEST_SELECTION = """
 CREATE VIEW latest_selection AS
 WITH complete AS (
     SELECT *, max(selection_version) OVER (PARTITION BY target, run_id) AS run_version
@@ -223,7 +238,7 @@ ON old_rows.sample_id = new_rows.sample_id
 
 
 # What brings a catalog of a version to the next one; a view that reads all columns is made anew.
-_MIGRATIONS = {
+MIGRATIONS = {
     1: """
 ALTER TABLE selections ADD COLUMN unspent_samples BIGINT DEFAULT 0;
 ALTER TABLE selections ADD COLUMN estimated_captured DOUBLE;
@@ -234,52 +249,16 @@ ALTER TABLE selections ADD COLUMN separation_p DOUBLE;
     2: "ALTER TABLE evaluations ADD COLUMN target VARCHAR;",
     3: _WITHDRAWAL_TABLES,
     4: f"{_RUN_TABLES}{_COMPARISON_TABLES}{_EXPORT_OPTIONS}",
+    # the first step left out that a new catalog takes no NULL there
+    5: f"{_RESTORATION_TABLES}ALTER TABLE selections ALTER COLUMN unspent_samples SET NOT NULL;",
 }
 
-_STATEMENTS = (
-    *(_TABLES + _WITHDRAWAL_TABLES + _RUN_TABLES + _COMPARISON_TABLES).split(";\n"),
+STATEMENTS = (
+    *(_TABLES + _WITHDRAWAL_TABLES + _RUN_TABLES + _COMPARISON_TABLES + _RESTORATION_TABLES).split(";\n"),
     _EXPORT_OPTIONS,
-    _LATEST_SELECTION,
+    LATEST_SELECTION,
     _SELECTION_DIFF,
 )
-
-
-def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
-    """Create what the catalog lacks, or bring a catalog of an earlier version to the present one.
-
-    Raises:
-        StaleArtifact: the file was written by a newer version, or holds other tables of the same names.
-    """
-    if _has_schema(con):
-        _migrate(con)
-        check_schema(con)
-        return
-    try:
-        with transaction(con):
-            for text in _STATEMENTS:
-                if text.strip():
-                    run(con, text)
-            run(con, "INSERT INTO catalog_schema (schema_version) VALUES (?)", [SCHEMA_VERSION])
-    except duckdb.CatalogException as error:
-        if _has_schema(con):  # another thread made the tables since the first look
-            check_schema(con)
-            return
-        raise StaleArtifact(
-            f"the database holds tables that ClusterUCB did not make ({error}); give it a file of its own"
-        ) from error
-
-
-def _migrate(con: duckdb.DuckDBPyConnection) -> None:
-    found = _schema_version(con)
-    while found in _MIGRATIONS:
-        with transaction(con):
-            for text in _MIGRATIONS[found].split(";\n"):
-                if text.strip():
-                    run(con, text)
-            run(con, "DROP VIEW latest_selection")
-            run(con, _LATEST_SELECTION)
-            found += 1
-            run(con, "INSERT INTO catalog_schema (schema_version) VALUES (?)", [found])
 
 
 def check_schema(con: duckdb.DuckDBPyConnection, *, older: bool = False) -> None:
@@ -288,9 +267,9 @@ def check_schema(con: duckdb.DuckDBPyConnection, *, older: bool = False) -> None
     Raises:
         StaleArtifact: there is no schema, a newer one, or an older one that no command has migrated yet.
     """
-    if not _has_schema(con):
+    if not has_schema(con):
         raise StaleArtifact("the database holds no ClusterUCB tables; run `clusterucb run` first")
-    found = _schema_version(con)
+    found = schema_version(con)
     if found < SCHEMA_VERSION and not older:
         raise StaleArtifact(
             f"the catalog has schema version {found}, this version of ClusterUCB reads {SCHEMA_VERSION}; "
@@ -303,10 +282,12 @@ def check_schema(con: duckdb.DuckDBPyConnection, *, older: bool = False) -> None
         )
 
 
-def _schema_version(con: duckdb.DuckDBPyConnection) -> int:
+def schema_version(con: duckdb.DuckDBPyConnection) -> int:
+    """Return the schema version of a catalog."""
     return rows(con, "SELECT max(schema_version) FROM catalog_schema")[0][0]
 
 
-def _has_schema(con: duckdb.DuckDBPyConnection) -> bool:
+def has_schema(con: duckdb.DuckDBPyConnection) -> bool:
+    """Return whether a database holds tables of ClusterUCB."""
     query = "SELECT 1 FROM duckdb_tables() WHERE table_name = 'catalog_schema' AND NOT internal"
     return bool(rows(con, query))

@@ -8,6 +8,7 @@ import duckdb
 import polars as pl
 
 from clusterucb_core.errors import CatalogBusy
+from clusterucb_core.store.damage import damage_in
 
 Parameters = Sequence[object] | dict[str, object]
 
@@ -67,6 +68,8 @@ def transaction(con: duckdb.DuckDBPyConnection) -> Generator[None, None, None]:
             raise
         con.commit()  # a commit that fails has rolled back already
     except duckdb.TransactionException as error:
+        if damage_in(error) is not None:  # a commit that met a damaged block; who opened the file tells of it
+            raise
         raise CatalogBusy(
             f"another thread wrote to the catalog at the same time, and nothing of this was kept ({error}); "
             "try again, and let one task at a time write"

@@ -14,13 +14,21 @@ from clusterucb_core.artifacts import (
     read_manifest,
 )
 from clusterucb_core.config import RunConfig
+from clusterucb_core.errors import DamagedCatalog
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.outcome import RunResult, TargetResult, finished_result, keep_result, target_results
 from clusterucb_core.planning import RunPlan
+from clusterucb_core.restoration import choose_backup, restore_catalog
 from clusterucb_core.stages.intake import IngestSpec, TargetSpec
 from clusterucb_core.stages.models import ModelRef
 from clusterucb_core.stages.summary import TargetOutcome, Trajectory, Work
-from clusterucb_core.store import SelectionDraft, open_catalog, publish_selections, record_pool
+from clusterucb_core.store import (
+    SelectionDraft,
+    backup_catalog,
+    open_catalog,
+    publish_selections,
+    record_pool,
+)
 from clusterucb_core.workspace import Workspace
 
 TREE = {
@@ -175,6 +183,31 @@ def test_versions_of_another_run_void_the_result(make_plan):
     plan.workspace.catalog.unlink()
     assert publish(make_plan(run_id="other", selection_key="other selection")) == (1, 2)
     assert finished_result(plan) is None
+
+
+def test_a_repeat_after_a_restoration_publishes_again_under_new_numbers(make_plan):
+    first, second = make_plan("first", "first"), make_plan("second", "second")
+    assert finish(first).versions == (1, 2)
+    backup_catalog(first.workspace)
+    assert finish(second).versions == (3, 4)
+    restore_catalog(choose_backup(first.workspace, None), first.workspace)
+    assert finished_result(first) is not None
+    assert finished_result(second) is None, "its versions are not there"
+    assert finish(second).versions == (5, 6)
+    kept = finished_result(second)
+    assert kept is not None
+    assert kept.versions == (5, 6)
+
+
+def test_a_damaged_catalog_is_told_before_anything_is_computed(make_plan):
+    plan = make_plan()
+    finish(plan)
+    image = bytearray(plan.workspace.catalog.read_bytes())
+    for place in range(12288 + 1000, len(image), 262144):
+        image[place] ^= 1
+    plan.workspace.catalog.write_bytes(image)
+    with pytest.raises(DamagedCatalog, match="is damaged"):
+        finished_result(plan)
 
 
 def test_results_are_told_target_by_target():

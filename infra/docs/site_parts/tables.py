@@ -2,7 +2,7 @@
 
 import duckdb
 
-from clusterucb_core.store.schema import ensure_schema
+from clusterucb_core.store.migration import ensure_schema
 from site_parts.markdown import table
 
 COLUMNS = """
@@ -14,7 +14,7 @@ WHERE NOT internal ORDER BY table_name, column_index
 def column_tables() -> dict[str, str]:
     """Return, by table or view, the names and types of its columns in their order, as Markdown."""
     with duckdb.connect(":memory:") as con:
-        ensure_schema(con)
+        ensure_schema(con, None)
         found = con.execute(COLUMNS).fetchall()
     names = dict.fromkeys(name for name, _, _ in found)
     return {

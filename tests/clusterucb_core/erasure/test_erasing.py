@@ -7,8 +7,9 @@ import pytest
 
 from clusterucb_core.artifacts import find_artifact, new_artifact
 from clusterucb_core.erasure import erase_samples, erasing
-from clusterucb_core.errors import UnknownSample
+from clusterucb_core.errors import DamagedCatalog, UnknownSample
 from clusterucb_core.export import export_selection
+from clusterucb_core.restoration import choose_backup, restore_catalog
 from clusterucb_core.store import (
     SelectionDraft,
     backup_catalog,
@@ -135,6 +136,22 @@ def test_the_text_is_found_before_and_nowhere_after(workspace, exports, find_tex
     assert len(result.exports["rewritten"]) == 4
     assert [(origin.path, origin.row_number) for origin in result.origins] == [("pool.jsonl", 1)]
     assert [item.how for item in result.trainings] == ["sample"]
+
+
+def test_a_catalog_that_a_restoration_set_aside_is_rewritten_too(workspace, exports, find_text):
+    restore_catalog(choose_backup(workspace, None), workspace)
+    erase(workspace, "a")
+    assert find_text([TEXT], Path(workspace.home)) == {}
+
+
+def test_a_damaged_backup_stops_the_erasure_until_it_is_deleted(workspace, exports, find_text):
+    damaged = backup_catalog(workspace)
+    damaged.write_bytes(damaged.read_bytes()[:200_000])
+    with pytest.raises(DamagedCatalog, match="nothing can be erased from this one, so delete it"):
+        erase(workspace, "a")
+    damaged.unlink()
+    erase(workspace, "a")
+    assert_erased(workspace, exports, find_text)
 
 
 def test_ranks_of_a_rewritten_export_stay(workspace, exports):

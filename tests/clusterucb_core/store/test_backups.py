@@ -3,7 +3,8 @@ import pytest
 
 from clusterucb_core.errors import MissingArtifact
 from clusterucb_core.store import backup_catalog, catalog_backups, open_catalog
-from clusterucb_core.store.backups import backup_folder, remove_drafts
+from clusterucb_core.store.backup_files import backup_folder
+from clusterucb_core.store.backups import remove_drafts
 from clusterucb_core.store.statements import rows
 from clusterucb_core.workspace import Workspace
 
@@ -49,3 +50,28 @@ def test_what_a_killed_backup_left_is_replaced_and_can_be_removed(workspace):
         assert rows(con, "SELECT count(*) FROM samples") == [(2,)]
     assert remove_drafts(workspace) == 1
     assert list(folder.iterdir()) == [path]
+
+
+def test_a_rotation_leaves_what_others_made_and_takes_logs_with_their_backups(workspace):
+    folder = backup_folder(workspace)
+    first = backup_catalog(workspace)
+    log = first.with_name(f"{first.name}.wal")
+    log.touch()
+    others = [folder / f"catalog-20250101T000000000000Z-{end}.duckdb" for end in ("schema-4", "replaced")]
+    for path in others:
+        path.touch()
+    newest = backup_catalog(workspace, keep=1)
+    assert sorted(folder.iterdir()) == sorted([*others, newest])
+
+
+def test_what_a_killed_restoration_left_is_removed_and_the_log_of_what_it_set_aside_is_not(workspace):
+    for ending in ("", ".wal", ".rewriting"):
+        workspace.catalog.with_name(f"catalog.duckdb.restoring{ending}").write_text("text")
+    kept = backup_folder(workspace) / "catalog-20250101T000000000000Z-replaced.duckdb"
+    log = kept.with_name(f"{kept.name}.wal")
+    kept.parent.mkdir(exist_ok=True)
+    for path in (kept, log):
+        path.touch()
+    assert remove_drafts(workspace) == 3
+    assert sorted(path.name for path in workspace.catalog.parent.iterdir()) == ["backups", "catalog.duckdb"]
+    assert (kept.is_file(), log.is_file()) == (True, True)

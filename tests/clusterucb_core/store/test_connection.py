@@ -44,7 +44,7 @@ def hold(catalog_path: Path):
 
 def test_writing_makes_the_folder_and_the_schema(catalog_path):
     with open_catalog(catalog_path) as con:
-        assert rows(con, "SELECT schema_version FROM catalog_schema") == [(5,)]
+        assert rows(con, "SELECT schema_version FROM catalog_schema") == [(6,)]
 
 
 def test_opening_again_changes_nothing(catalog_path):
@@ -84,7 +84,7 @@ def test_a_newer_schema_is_refused_for_reading_and_writing(catalog_path):
         run(con, "INSERT INTO catalog_schema (schema_version) VALUES (99)")
     for read_only in (True, False):
         with (
-            pytest.raises(StaleArtifact, match="schema version 99, this version of ClusterUCB knows 5"),
+            pytest.raises(StaleArtifact, match="schema version 99, this version of ClusterUCB knows 6"),
             open_catalog(catalog_path, read_only=read_only),
         ):
             pass
@@ -93,7 +93,7 @@ def test_a_newer_schema_is_refused_for_reading_and_writing(catalog_path):
 def test_a_file_that_is_no_database_is_refused(tmp_path):
     path = tmp_path / "catalog.duckdb"
     path.write_bytes(b"no database" * 1000)
-    with pytest.raises(StaleArtifact, match="cannot be opened as a catalog"), open_catalog(path):
+    with pytest.raises(StaleArtifact, match="is damaged"), open_catalog(path):
         pass
 
 

@@ -15,7 +15,7 @@ from clusterucb_core.store import (
     publish_selections,
     selection_pulls,
 )
-from clusterucb_core.store.statements import rows
+from clusterucb_core.store.statements import rows, run
 
 TABLES = ("selections", "selection_samples", "pulls", "exclusions")
 
@@ -158,3 +158,12 @@ def test_a_process_killed_in_the_middle_leaves_nothing(catalog_path, add_pool, d
             assert counts(con) == before
     with open_catalog(catalog_path) as con:
         assert publish_selections(con, [draft(["b1"], run_id="run-2")]) == [2]
+
+
+def test_numbers_that_a_restoration_lost_are_not_given_again(con, add_pool, draft):
+    assert add_pool(con, ["a1", "a2"]).pool_version == 1
+    assert publish_selections(con, [draft(["a1", "a2"])]) == [1]
+    run(con, "INSERT INTO restorations VALUES (now(), 'backup', NULL, 7, 3)")
+    assert publish_selections(con, [draft(["a2", "a1"], run_id="run-2")]) == [8]
+    assert publish_selections(con, [draft(["a1", "a2"])]) == [1]
+    assert add_pool(con, ["a1"]).pool_version == 4

@@ -91,7 +91,7 @@ def test_a_change_that_fails_leaves_the_file_as_it_was(filled):
 
 def test_a_copy_that_is_not_like_the_catalog_is_thrown_away(filled, monkeypatch):
     counts = iter([[1], [2]])
-    monkeypatch.setattr("clusterucb_core.store.rewriting._counts", lambda con, name: next(counts))
+    monkeypatch.setattr("clusterucb_core.store.copying._counts", lambda con, name: next(counts))
     before = described(filled)
     with pytest.raises(StaleArtifact, match="is not like it"):
         rewrite_catalog(filled, lambda con: None)

@@ -1,10 +1,7 @@
-import shutil
-
 import pytest
 
-from clusterucb_core.errors import StaleArtifact
-from clusterucb_core.store import exports_holding, open_catalog
-from clusterucb_core.store.statements import rows, run
+from clusterucb_core.store import open_catalog
+from clusterucb_core.store.statements import rows
 
 CONTRACT = {
     "pools": "pool_version parent_version created_at n_samples n_added n_removed n_quarantined digest",
@@ -31,6 +28,7 @@ CONTRACT = {
     "comparisons": (
         "selection_version run_id target baseline task metric difference low high higher_is_better n n_seeds"
     ),
+    "restorations": "at backup replaced highest_selection highest_pool",
     "latest_selection": "selection_version run_id period target",
 }
 
@@ -65,69 +63,3 @@ def test_a_table_has_the_columns_of_the_contract(con, table):
 def test_json_is_json_and_times_know_their_zone(con, table, column, type_name):
     query = "SELECT data_type FROM duckdb_columns() WHERE table_name = ? AND column_name = ?"
     assert rows(con, query, [table, column]) == [(type_name,)]
-
-
-SINCE_VERSION_1 = ("unspent_samples", "estimated_captured", "captured_low", "captured_high", "separation_p")
-NEW_TABLES = ("withdrawals", "exports", "artifact_roots", "run_stages", "comparisons")
-
-
-@pytest.fixture
-def first_catalog(catalog_path, empty_catalog):
-    """A catalog as schema version 1 made it, with one selection."""
-    catalog_path.parent.mkdir()
-    shutil.copy(empty_catalog, catalog_path)
-    with open_catalog(catalog_path) as con:
-        run(con, "DROP VIEW latest_selection")
-        for column in SINCE_VERSION_1:
-            run(con, f"ALTER TABLE selections DROP COLUMN {column}")
-        run(con, "ALTER TABLE evaluations DROP COLUMN target")
-        for table in NEW_TABLES:
-            run(con, f"DROP TABLE {table}")
-        run(con, "CREATE VIEW latest_selection AS FROM selections")
-        run(con, "UPDATE catalog_schema SET schema_version = 1")
-        run(
-            con,
-            "INSERT INTO selections VALUES (1, 'key', 'run', true, 1, now(), 1, 'gsm8k', 'static', 'linucb',"
-            " 5, 20, 20, 0, 3, 1.0, 2.0, '{}', 0.5, 0.4, 0.6, '{}', 'digest', '0.1.0', NULL, NULL)",
-        )
-    return catalog_path
-
-
-def test_a_catalog_of_version_1_is_migrated_when_it_is_opened_for_writing(first_catalog):
-    with open_catalog(first_catalog) as con:
-        assert rows(con, "SELECT max(schema_version) FROM catalog_schema") == [(5,)]
-        columns = ", ".join(("selection_version", "recall_high", *SINCE_VERSION_1))
-        for table in ("selections", "latest_selection"):
-            assert rows(con, f"SELECT {columns} FROM {table}") == [(1, 0.6, 0, None, None, None, None)]
-        assert rows(con, "SELECT target FROM evaluations") == []
-        for table in NEW_TABLES:
-            assert rows(con, f"SELECT * FROM {table}") == []
-        assert rows(con, "SELECT options FROM exports") == []
-
-
-def test_an_export_recorded_before_exports_had_options_has_none(catalog_path, empty_catalog):
-    catalog_path.parent.mkdir()
-    shutil.copy(empty_catalog, catalog_path)
-    with open_catalog(catalog_path) as con:
-        run(con, "ALTER TABLE exports DROP COLUMN options")
-        for table in ("run_stages", "comparisons"):
-            run(con, f"DROP TABLE {table}")
-        run(con, "UPDATE catalog_schema SET schema_version = 4")
-        run(con, "INSERT INTO exports VALUES ('/old.jsonl', 1, 'jsonl', now(), 'digest')")
-        run(con, "INSERT INTO selection_samples VALUES (1, 1, 'a', 0.5, 0)")
-    with open_catalog(catalog_path) as con:
-        (found,) = exports_holding(con, ["a"])
-    assert (found.path, found.options) == ("/old.jsonl", {})
-
-
-def test_a_reader_of_an_older_catalog_is_told_how_to_migrate_it(first_catalog):
-    with (
-        pytest.raises(StaleArtifact, match=r"version 1.*clusterucb ingest"),
-        open_catalog(first_catalog, read_only=True),
-    ):
-        pass
-
-
-def test_an_older_catalog_is_read_where_that_is_asked_for(first_catalog):
-    with open_catalog(first_catalog, read_only=True, older=True) as con:
-        assert rows(con, "SELECT selection_version FROM selections") == [(1,)]

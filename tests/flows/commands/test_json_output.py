@@ -31,6 +31,7 @@ COMMANDS = {
     "report": (["2", "--out", "OUT"], "n_bytes"),
     "withdraw": (["s01", "--reason", "a test"], "withdrawn"),
     "maintenance": ([], "removed"),
+    "restore": (["--yes"], "replaced"),
     "doctor": ([], "findings"),
     "demo": ([], "comparison"),
     "init": (["OUT", "--pool", "POOL", "--validation", "TARGET", "--model", "MODEL"], "config"),
@@ -76,6 +77,10 @@ def stand_ins(monkeypatch, config_file, tmp_path):
     for module, functions in flows.items():
         monkeypatch.setitem(sys.modules, f"flows.{module}", SimpleNamespace(**functions))
     monkeypatch.setattr("clusterucb_core.trails.followed_trail", lambda plan: None)
+    # a folder that may hold no backup of the catalog
+    chosen = SimpleNamespace(model_dump=lambda mode: {"replaced": None})
+    monkeypatch.setattr("clusterucb_core.restoration.choose_backup", lambda workspace, named: None)
+    monkeypatch.setattr("clusterucb_core.restoration.restore_catalog", noise(chosen))
     monkeypatch.setattr("clusterucb_core.demo.write_demo", noise(SimpleNamespace(config=config_file)))
 
 

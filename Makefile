@@ -55,6 +55,8 @@ lint: .venv/.locked
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python infra/code_size.py
+	$(BIN)/python infra/forbidden_calls.py
+	$(BIN)/python infra/sql_texts.py
 
 format: .venv/.locked  ## format the code and apply the safe fixes
 	$(BIN)/ruff check --fix

@@ -2,8 +2,8 @@
 
 Values go to DuckDB, SQLite and PostgreSQL as parameters. A text is fixed where it is a literal, joins fixed
 texts, or fills a place of an f-string with a fixed text or with what one of `QUOTING` returns; names are
-followed to where they are assigned. `EXCEPTIONS` names the functions whose texts are not, and why that is safe;
-one that nothing needs fails.
+followed to where they are assigned. `EXCEPTIONS` names the functions whose texts are not, and why that is
+safe; one that nothing needs fails.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from clusterucb_core.errors import StaleArtifact, StorageUnavailable
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.object_store.access import READS, ObjectStore, reading, writing
+from clusterucb_core.object_store.addresses import NAME_LIMIT
 
 logger = logging.getLogger(__name__)
 
@@ -222,8 +223,11 @@ def _put(store: ObjectStore, path: str, put: Callable[[str], object]) -> None:
 
 def _fetch(store: ObjectStore, place: str, name: str, *, file: _Stored, folder: Path) -> None:
     target, path = folder / name, _object_path(store, place, name, file)
-    if not target.resolve().is_relative_to(folder.resolve()):
-        raise StaleArtifact(f"the index of {place} in {store.address} names {name!r}, which lies outside")
+    if not _is_name_within(name):
+        raise StaleArtifact(
+            f"the index of {place} in {store.address} names {name[:NAME_LIMIT]!r}, which lies outside or is "
+            f"no path of a file; remove everything below {place} there and run again"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     seen = ""
     for _ in range(READS):
@@ -240,6 +244,13 @@ def _fetch(store: ObjectStore, place: str, name: str, *, file: _Stored, folder: 
         f"{place}/{name} in {store.address} is {seen} instead of {file.bytes} bytes of SHA-256 "
         f"{file.sha256[:12]}; remove everything below {place} there and run again"
     )
+
+
+def _is_name_within(name: str) -> bool:
+    """Tell whether a name leads to a file below the folder that it is put to, on any system."""
+    parts = name.split("/")
+    plain = name.isprintable() and not set("\\:") & set(name)
+    return plain and all(part not in ("", ".", "..") and len(part.encode()) <= NAME_LIMIT for part in parts)
 
 
 def _size(store: ObjectStore, path: str) -> int | None:

@@ -1,8 +1,8 @@
 """Print every place of the project's Python that could run code out of a file; exit 1 where there is one.
 
 Ruff's rules on pickles leave tests and benchmarks out, and know neither NumPy's, PyTorch's and joblib's own
-ways to read one nor `trust_remote_code`. Here every Python file counts. `EXCEPTIONS` says what is allowed and
-why; one that nothing needs fails too.
+ways to read one nor `trust_remote_code`. Here every Python file counts. `EXCEPTIONS` says what is allowed
+and why; one that nothing needs fails too.
 """
 
 import argparse

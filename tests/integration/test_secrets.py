@@ -41,7 +41,7 @@ SECRETS = {
 SERVER_PASSWORD = "marked-server-password-q7x"
 LOGIN = f"admin:{SERVER_PASSWORD}"
 ADDRESS_PASSWORD = "marked-address/password@q7x"
-QUERY = "key=marked-query-q7x"
+QUERY = "password=marked-query-q7x"
 
 pytestmark = pytest.mark.slow
 
@@ -130,8 +130,8 @@ def test_a_secret_that_is_there_is_found(find_text, tmp_path):
 
 
 def test_a_run_whose_tracking_is_down_keeps_no_secret_for_later(run, traces, tmp_path):
-    done = run(tmp_path / "home", MLFLOW_TRACKING_URI=f"{address('http', NOWHERE)}/mlflow?{QUERY}")
-    settled(done, code=0, message="MLflow at http://***@127.0.0.1:9/mlflow?*** did not take this run")
+    done = run(tmp_path / "home", MLFLOW_TRACKING_URI=f"{address('http', NOWHERE)}/mlflow")
+    settled(done, code=0, message="MLflow at http://***@127.0.0.1:9/mlflow did not take this run")
     assert list((tmp_path / "home" / "tracking-buffer").iterdir())
     assert traces(done, tmp_path) == ({}, [])
 
@@ -144,10 +144,10 @@ FAILURES = {
         "MLflow at http://***@127.0.0.1:9/mlflow did not take this run",
     ),
     "a database": (
-        {"MLFLOW_TRACKING_URI": address("postgresql", f"{NOWHERE}/mlflow")},
+        {"MLFLOW_TRACKING_URI": address("postgresql", f"{NOWHERE}/mlflow?{QUERY}")},
         ["execution.when_tracking_is_down=fail"],
         1,
-        "MLflow at postgresql://***@127.0.0.1:9/mlflow did not take this run",
+        "MLflow at postgresql://***@127.0.0.1:9/mlflow?*** did not take this run",
     ),
     "the orchestrator": ({"PREFECT_API_URL": f"{address('http', NOWHERE)}/api"}, [], 1, ""),
     "the hub": (

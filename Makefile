@@ -30,7 +30,7 @@ test test-slow: export HF_HUB_OFFLINE := 1
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check lint format docs clean
+.PHONY: help setup demo test test-slow check lint format docs audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,8 @@ lint: .venv/.locked
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python infra/code_size.py
+	$(BIN)/python infra/forbidden_calls.py
+	$(BIN)/python infra/sql_texts.py
 
 format: .venv/.locked  ## format the code and apply the safe fixes
 	$(BIN)/ruff check --fix
@@ -63,6 +65,10 @@ format: .venv/.locked  ## format the code and apply the safe fixes
 docs: build/docs-tools/.locked .venv/.locked  ## build the documentation into build/site; a warning fails it
 	PYTHONPATH=build/docs-tools $(BIN)/python -m mkdocs build --quiet --strict --clean
 	@echo "The documentation is in build/site/index.html"
+
+audit: .venv/.locked  ## compare the locked packages with known vulnerabilities and allowed licences
+	$(BIN)/python infra/licences.py --check
+	$(BIN)/python infra/audit.py
 
 clean:  ## remove caches and build output; .venv and state folders (.clusterucb) stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -3,7 +3,8 @@
 Reads the configuration file and the files that it names for relative paths.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, Literal, TypeGuard, TypeVar, cast
@@ -27,6 +28,11 @@ from clusterucb_core.stages.pool_change import ReselectSettings
 from clusterucb_core.stages.training import FinetuneSettings, WarmupSettings
 from clusterucb_core.targets.catalog import TargetSettings
 
+# Variables that by their name hold what nobody may read: paths are kept in tables, in MLflow and in Prefect.
+SECRET = re.compile(
+    "(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY|AUTH)(_|$)",
+    re.IGNORECASE,
+)
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -236,10 +242,20 @@ def _absolute(section: object, key: str, folder: Path, variables: Mapping[str, s
 
 
 def _expanded(text: str, variables: Mapping[str, str], *, place: str) -> str:
+    template = Template(text)
     try:
-        return Template(text).substitute(variables)
+        _refuse_secrets(template.get_identifiers(), text, place)
+        return template.substitute(variables)
     except KeyError as error:
         name = error.args[0]
         raise InvalidConfig(f"{place}: {text} names a variable that is not set; export {name}") from error
     except ValueError as error:
         raise InvalidConfig(f"{place}: {text} has a $ that names no variable; write $$ for one") from error
+
+
+def _refuse_secrets(names: Iterable[str], text: str, place: str) -> None:
+    if secret := next(filter(SECRET.search, names), None):
+        raise InvalidConfig(
+            f"{place}: {text} names {secret}, which holds a secret by its name, and a path is kept in tables "
+            "and shown in reports; give the path itself, or a variable of another name"
+        )

@@ -2,12 +2,27 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.object_store import StorageRoot
 
 Auto = Literal["auto"]
+
+
+def without_secret(address: str) -> str:
+    """Return the address of a Ray cluster.
+
+    Raises:
+        InvalidConfig: it holds a user, a password or a query. The message does not repeat what may be one.
+    """
+    if set("@?#") & set(address):
+        raise InvalidConfig(
+            "execution.ray_address holds a user, a password, or what follows a ? or #, and Prefect would "
+            "show them; give ray://HOST:PORT, HOST:PORT or auto, and put a token into RAY_AUTH_TOKEN"
+        )
+    return address
 
 
 class ExecutionSettings(Frozen):
@@ -26,7 +41,7 @@ class ExecutionSettings(Frozen):
             "An existing Ray cluster runs as many as it has room for."
         ),
     )
-    ray_address: str | None = Field(
+    ray_address: Annotated[str, AfterValidator(without_secret)] | None = Field(
         default=None,
         title="Ray address",
         description=(

@@ -183,8 +183,10 @@ def _node_folder() -> Path:
 def _make_private(folder: Path) -> None:
     """Make a folder that nobody else can read or write: copies of the pool's texts will lie in it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise InvalidConfig(f"{folder} belongs to another user; start this node with another TMPDIR")
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise InvalidConfig(
+            f"{folder} belongs to another user or leads elsewhere; start this node with another TMPDIR"
+        )
 
 
 def _keyed(value: object) -> object:

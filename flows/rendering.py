@@ -178,6 +178,10 @@ class _StderrLines(logging.StreamHandler[Any]):
         self.stream = sys.stderr
         super().emit(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, which may name a file of somebody else, as text that cannot steer the terminal."""
+        return _harmless(super().format(record))
+
 
 class _AsStderr:
     """Stands for what stderr is at the moment it is used."""

@@ -4,6 +4,7 @@ The text between two marks and the keys of `_OWN` are the project's and follow t
 whoever keeps the data set: title, licence, words of their own.
 """
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,6 +175,6 @@ def _table(heads: tuple[str, str], rows: Sequence[tuple[str, object]]) -> str:
 
 
 def _plain(value: object) -> str:
-    """Return a text that stays in its line and its cell, and is no mark of ours."""
+    """Return a text that stays in its line and its cell, is no mark of ours, no tag, no image and no link."""
     text = "".join(c if c.isprintable() else " " for c in str(value))
-    return text.replace("|", "\\|").replace("<!--", "&lt;!--")
+    return re.sub(r"([\\|\[\]])", r"\\\1", html.escape(text, quote=False))

@@ -3,6 +3,7 @@
 Files read: those of the model's folder, or of the hub's cache; the hub is asked where the model is no folder.
 """
 
+import json
 import logging
 import re
 import threading
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from clusterucb_core.artifacts import file_digest, fingerprint
 from clusterucb_core.errors import InvalidConfig, InvalidModel
+from clusterucb_core.lm.own_code import AUTO_MAP, may_run_code, refuse_code_of_hub
 from clusterucb_core.lm.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ FINGERPRINT_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
 )
+WEIGHTS_INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 POSITION_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 # `name` or `owner/name`, as the hub spells ids.
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
@@ -120,20 +124,36 @@ def load_tokenizer(settings: ModelSettings) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of the base model.
 
     Raises:
-        InvalidModel: it is absent or cannot be read.
+        InvalidModel: it is absent, cannot be read, or brings code that is not allowed.
     """
     from transformers import AutoTokenizer
 
+    trusted = runs_own_code(settings)
     with _explained(settings.base, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(_source(settings.base))
+        tokenizer = AutoTokenizer.from_pretrained(_source(settings.base), trust_remote_code=trusted)
+    if not trusted:
+        refuse_code_of_hub(settings.base, tokenizer.init_kwargs.get(AUTO_MAP))
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def runs_own_code(settings: ModelSettings) -> bool:
+    """Return whether transformers is to run code that the base model brings along; on the hub, none is.
+
+    It has to be told no: left to itself, it asks whoever is at the terminal.
+
+    Raises:
+        InvalidModel: the folder brings code that the settings do not name.
+    """
+    folder = find_folder(settings.base)
+    return folder is not None and may_run_code(folder, settings.trusted_code)
 
 
 def load_config(settings: ModelSettings) -> "PreTrainedConfig":
     """Load the configuration of the base model and compare the length limit with it.
 
     Raises:
-        InvalidModel: it is absent, cannot be read, or has fewer positions than `max_length`.
+        InvalidModel: it is absent, cannot be read, names code that is not allowed, or has fewer positions
+            than `max_length`.
     """
     config = _read_config(settings)
     positions = _positions(config)
@@ -157,8 +177,12 @@ def position_limit(settings: ModelSettings) -> int | None:
 def _read_config(settings: ModelSettings) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
+    trusted = runs_own_code(settings)
     with _explained(settings.base, "config.json"):
-        return cast("PreTrainedConfig", AutoConfig.from_pretrained(_source(settings.base)))
+        config = AutoConfig.from_pretrained(_source(settings.base), trust_remote_code=trusted)
+    if not trusted:
+        refuse_code_of_hub(settings.base, getattr(config, AUTO_MAP, None))
+    return cast("PreTrainedConfig", config)
 
 
 def _positions(config: "PreTrainedConfig") -> int | None:
@@ -183,12 +207,14 @@ def load_base(settings: ModelSettings, device: str) -> "PreTrainedModel":
     folder = find_folder(settings.base)
     if folder is not None:
         _require_safetensors(folder)
+    trusted = runs_own_code(settings)
     with BUILDING, _explained(settings.base, "weights"), _quiet_progress():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             _source(settings.base),
             config=config,
             dtype=torch_dtype(settings, device),
             use_safetensors=True,
+            trust_remote_code=trusted,
             output_loading_info=True,
         )
     model, info = loaded
@@ -212,7 +238,13 @@ def _source(base: str) -> str:
 def _require_safetensors(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise InvalidModel(f"{folder} holds no config.json; give the folder of a saved model")
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise InvalidModel(
+            f"{folder} holds an {ADAPTER_CONFIG}, so transformers would load the model it names, wherever "
+            "that is; give the folder of a base model, or merge the adapter into it and save that"
+        )
     if any(folder.glob("*.safetensors")):
+        _require_weights_inside(folder)
         return
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     seen = (
@@ -222,6 +254,23 @@ def _require_safetensors(folder: Path) -> None:
         f"{folder} holds no safetensors file ({seen}); save the model again with "
         "save_pretrained(safe_serialization=True)"
     )
+
+
+def _require_weights_inside(folder: Path) -> None:
+    """Refuse an index that names files elsewhere: the model's name would not cover what is in them."""
+    path = folder / WEIGHTS_INDEX
+    if not path.is_file():
+        return
+    try:
+        names = {str(name) for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidModel(
+            f"{path} is no index of weights ({error}); download or save the model again"
+        ) from error
+    if outside := sorted(name for name in names if "/" in name or "\\" in name):
+        raise InvalidModel(
+            f"{path} names {outside[0]!r}, which is no file of the folder; save the model again"
+        )
 
 
 def _require_complete(base: str, info: dict[str, Any]) -> None:
@@ -277,6 +326,8 @@ def _explained(base: str, part: str) -> Generator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         if find_folder(base) is None:
+            if "custom code" in str(error):
+                refuse_code_of_hub(base, [str(error).strip().splitlines()[0]])
             raise _unreachable(base, error) from error
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InvalidModel(

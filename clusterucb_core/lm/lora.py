@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from clusterucb_core.errors import InvalidModel, MissingArtifact, StaleArtifact
 from clusterucb_core.lm.loading import (
+    ADAPTER_CONFIG,
     BUILDING,
     load_base,
     load_config,
@@ -18,6 +19,7 @@ from clusterucb_core.lm.loading import (
     model_fingerprint,
     resolve_device,
     resolve_dtype,
+    runs_own_code,
 )
 from clusterucb_core.lm.settings import LoraSettings, ModelSettings
 from clusterucb_core.seeds import child_seed
@@ -42,7 +44,6 @@ __all__ = [
 ]
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 # Only these appear in messages; others (norms, containers) can carry no adapter.
 _ADAPTABLE = re.compile(r".*Linear.*|Conv1D|Embedding")
 
@@ -167,7 +168,7 @@ def _empty_base(settings: ModelSettings) -> "PreTrainedModel":
 
     config = load_config(settings)
     try:
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=runs_own_code(settings))
     except ValueError as error:
         raise InvalidModel(
             f"{settings.base} is no causal language model that transformers knows ({str(error)[:200]}); "

@@ -56,3 +56,11 @@ class ModelSettings(Frozen):
             "Jinja template or the path of a file with one; empty for the tokenizer's own or a plain default."
         ),
     )
+    trusted_code: tuple[str, ...] = Field(
+        default=(),
+        title="Trusted code",
+        description=(
+            "Names of Python code in model folders that may run, as the error says them that refuses it. "
+            "Code runs with the rights of whoever runs the pipeline."
+        ),
+    )

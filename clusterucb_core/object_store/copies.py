@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from clusterucb_core.errors import StaleArtifact, StorageUnavailable
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.object_store.access import READS, ObjectStore, reading, writing
+from clusterucb_core.object_store.addresses import NAME_LIMIT
 from clusterucb_core.seals import FileDigest, digest_file
 
 logger = logging.getLogger(__name__)
@@ -209,8 +210,11 @@ def _put(store: ObjectStore, path: str, put: Callable[[str], object]) -> None:
 
 def _fetch(store: ObjectStore, place: str, name: str, *, file: FileDigest, folder: Path) -> None:
     target, path = folder / name, _object_path(store, place, name, file)
-    if not target.resolve().is_relative_to(folder.resolve()):
-        raise StaleArtifact(f"the index of {place} in {store.address} names {name!r}, which lies outside")
+    if not _is_name_within(name):
+        raise StaleArtifact(
+            f"the index of {place} in {store.address} names {name[:NAME_LIMIT]!r}, which lies outside or is "
+            f"no path of a file; remove everything below {place} there and run again"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     seen = ""
     for _ in range(READS):
@@ -227,6 +231,13 @@ def _fetch(store: ObjectStore, place: str, name: str, *, file: FileDigest, folde
         f"{place}/{name} in {store.address} is {seen} instead of {file}; remove everything "
         f"below {place} there and run again"
     )
+
+
+def _is_name_within(name: str) -> bool:
+    """Tell whether a name leads to a file below the folder that it is put to, on any system."""
+    parts = name.split("/")
+    plain = name.isprintable() and not set("\\:") & set(name)
+    return plain and all(part not in ("", ".", "..") and len(part.encode()) <= NAME_LIMIT for part in parts)
 
 
 def _size(store: ObjectStore, path: str) -> int | None:

@@ -8,7 +8,13 @@ from clusterucb_core.errors import InvalidModel
 from clusterucb_core.features.projections import ProjectionName
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.lm.chat import ChatFormat, chat_format
-from clusterucb_core.lm.loading import load_tokenizer, model_fingerprint, position_limit, resolve_dtype
+from clusterucb_core.lm.loading import (
+    load_tokenizer,
+    model_fingerprint,
+    position_limit,
+    resolve_dtype,
+    runs_own_code,
+)
 from clusterucb_core.lm.lora import count_base_parameters, count_parameters
 from clusterucb_core.lm.settings import ModelSettings
 from clusterucb_core.lm.templates import read_template
@@ -64,7 +70,9 @@ def resolve_model(settings: ModelSettings, device: str) -> ModelRef:
     """
     resolved = resolve_dtype(settings, device)
     total, lora = count_parameters(resolved)
-    content = resolved.model_dump(mode="json", exclude={"base"})
+    # without foreign code a model is named as it was before there was a setting for it
+    left_out = {"base"} if resolved.trusted_code else {"base", "trusted_code"}
+    content = resolved.model_dump(mode="json", exclude=left_out)
     # the configuration may name a file: what counts is the template in it
     content["chat_template"] = read_template(resolved.chat_template)
     digest = fingerprint(model_fingerprint(resolved.base), content)
@@ -89,7 +97,8 @@ def resolve_proxy(settings: ModelSettings, base: str, device: str) -> ModelRef:
         positions = position_limit(own)
         length = own.max_length if positions is None else min(own.max_length, positions)
         resolved = resolve_dtype(own.model_copy(update={"max_length": length}), device)
-        content = resolved.model_dump(mode="json", include={"dtype", "max_length"})
+        trusted = {"trusted_code"} if runs_own_code(own) else set[str]()
+        content = resolved.model_dump(mode="json", include={"dtype", "max_length"} | trusted)
         digest = fingerprint("proxy", model_fingerprint(base), content)
         return ModelRef(
             settings=resolved,

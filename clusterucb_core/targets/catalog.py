@@ -28,6 +28,7 @@ class TargetSettings(Frozen):
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,  # files and models of the registry bear it
         title="Name",
         description="Name of the target; it also picks the bundled target's way of scoring answers.",
     )

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import typer
 
 from clusterucb_core.errors import ClusterUcbError, MissingArtifact
+from clusterucb_core.masking import masked, masked_address
 from flows.commands.arguments import AsJson
 from flows.commands.failures import FAILED
-from flows.commands.results import without_password
 from flows.home import state_folder
 from flows.rendering import print_json, print_table, size
 
@@ -155,7 +155,7 @@ def _catalog(home: Path) -> Finding:
 
 
 def _tracking(address: str) -> Finding:
-    shown = without_password(address)
+    shown = masked_address(address)
     if address.startswith(("http://", "https://")):
         return _service("MLflow", address)
     if address.startswith("sqlite:///"):
@@ -198,7 +198,7 @@ def _service(name: str, address: str) -> Finding:
     import urllib.error
     import urllib.request
 
-    shown = without_password(address)
+    shown = masked_address(address)
     try:
         with urllib.request.urlopen(address.rstrip("/") + "/health", timeout=TIMEOUT_S):  # noqa: S310 - http only
             return Finding(name=name, status="ok", detail=shown)
@@ -207,7 +207,8 @@ def _service(name: str, address: str) -> Finding:
         return Finding(name=name, status=status, detail=f"{shown} answers {error.code} {error.reason}")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        detail = f"{shown} cannot be reached ({reason}); start it, or unset its address to use the local one"
+        why = masked(str(reason), address)
+        detail = f"{shown} cannot be reached ({why}); start it, or unset its address to use the local one"
         return Finding(name=name, status="unusable", detail=detail)
 
 

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from clusterucb_core.masking import masked_address
 from flows.rendering import count, counted, decimal, interval, percent, print_table, say
 
 if TYPE_CHECKING:
@@ -87,22 +87,14 @@ def print_next_steps(result: "RunResult") -> None:
     say(f"in Prefect      {_prefect_place()}")
 
 
-def without_password(address: str) -> str:
-    """Return an address with its user and password masked."""
-    parts = urlsplit(address)
-    if "@" not in parts.netloc:
-        return address
-    return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()
-
-
 def mlflow_place() -> str:
     """Return where MLflow shows what was tracked: its address, or the command that serves it."""
-    address = without_password(os.environ["MLFLOW_TRACKING_URI"])
+    address = masked_address(os.environ["MLFLOW_TRACKING_URI"])
     return address if address.startswith("http") else f"mlflow ui --backend-store-uri {address}"
 
 
 def _prefect_place() -> str:
     address = os.environ.get("PREFECT_API_URL")
     if address:
-        return without_password(address).removesuffix("/").removesuffix("/api")
+        return masked_address(address).removesuffix("/").removesuffix("/api")
     return f"PREFECT_HOME={os.environ['PREFECT_HOME']} prefect server start"

@@ -3,18 +3,11 @@
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 
 def tracking_uri(home: str) -> str:
     """Return the user's own tracking URI, else the SQLite file of the state folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(home) / 'mlflow.db'}"
-
-
-def masked(text: str, address: str) -> str:
-    """Return a text with the user and password of an address masked."""
-    user, at, _ = urlsplit(address).netloc.rpartition("@")
-    return text.replace(user + at, "***@") if at else text
 
 
 def open_client(home: str) -> Any:

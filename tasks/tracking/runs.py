@@ -16,6 +16,7 @@ from clusterucb_core.artifacts import fingerprint
 from clusterucb_core.comparison import CHART, REPLAYS, TABLE, ComparisonResult
 from clusterucb_core.errors import TrackingUnavailable
 from clusterucb_core.lineage import run_adapters, run_datasets
+from clusterucb_core.masking import masked, masked_address
 from clusterucb_core.planning import RunPlan
 from clusterucb_core.stages.comparison_summary import SettingSummary
 from clusterucb_core.stages.summary import TargetOutcome
@@ -30,7 +31,7 @@ from clusterucb_core.tracks import (
     setting_parameters,
 )
 from tasks.tracking.buffer import flush_records, keep_record
-from tasks.tracking.connection import masked, open_client, tracking_uri, unreachable
+from tasks.tracking.connection import open_client, tracking_uri, unreachable
 from tasks.tracking.records import RUN_TAG, Record, Tracking
 from tasks.tracking.sending import open_run, send_record
 
@@ -187,7 +188,7 @@ def _flush(home: str) -> None:
 
 def _without(plan: RunPlan, tags: dict[str, str], error: Exception) -> Tracking:
     uri = tracking_uri(plan.workspace.home)
-    seen = f"MLflow at {masked(uri, uri)} did not take this run ({masked(str(error), uri)})"
+    seen = f"MLflow at {masked_address(uri)} did not take this run ({masked(str(error), uri)})"
     if plan.execution.when_tracking_is_down == "fail":
         # no cause: its text may name the address with its password, and Prefect keeps what is logged
         raise TrackingUnavailable(
@@ -208,7 +209,7 @@ def _addresses(tracking: Tracking, names: Sequence[str], home: str) -> dict[str,
 
 def _page_of(run_id: str, home: str) -> tuple[str, str]:
     """Return where MLflow is, without its password, and the page of a run there."""
-    address = masked(tracking_uri(home), tracking_uri(home)).rstrip("/")
+    address = masked_address(tracking_uri(home)).rstrip("/")
     experiment = open_client(home).get_run(run_id).info.experiment_id
     return address, f"#/experiments/{experiment}/runs/{run_id}"
 

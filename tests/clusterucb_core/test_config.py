@@ -53,6 +53,7 @@ def test_the_defaults_are_those_of_the_contract(write):
     found = config.model_dump(mode="json")
     # added since, with the value that keeps what the contract says
     assert found["evaluate"].pop("allow_code_execution") is False
+    assert found["model"].pop("trusted_code") == []
     for section in ("mode", "warmup", "features", "clusters", "selection", "finetune", "evaluate", "seed"):
         assert found[section] == contract[section], section
     assert found["compare"] == contract["compare"]
@@ -303,3 +304,34 @@ def test_every_setting_has_a_title_for_the_form():
         if not field.get("title")
     ]
     assert untitled == []
+
+
+SECRETS = [
+    "HF_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "MLFLOW_TRACKING_PASSWORD",
+    "PREFECT_API_KEY",
+    "my_api_key",
+    "TOKEN",
+]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_variable_that_holds_a_secret_is_refused_in_a_path_without_its_value(write, name):
+    for changes in (
+        {"pool": {"sources": [{"path": f"data/${{{name}}}/pool.jsonl"}]}},
+        {"target": {"name": "t", "validation": f"${name}"}},
+        {"model": {"base": f"${name}"}},
+        {"selection": {"proxy_model": f"${name}"}},
+    ):
+        with pytest.raises(InvalidConfig, match=f"names {name}, which holds a secret by its name") as refused:
+            load_config(write(**changes), variables={name: "hidden"})
+        assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["DATA", "TOKENIZERS", "AUTHOR", "KEYS", "PASSAGES"])
+def test_a_variable_of_another_kind_may_stand_in_a_path(write, name):
+    config, _ = load_config(
+        write(target={"name": "t", "validation": f"${name}/t"}), variables={name: "/data"}
+    )
+    assert config.target.validation == "/data/t"

@@ -163,7 +163,17 @@ def test_a_folder_of_another_user_takes_no_copies(mirrored, node, monkeypatch):
     owner = os.getuid()
     monkeypatch.setattr(workspace_module, "_node_folder", lambda: folder)
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
-    with pytest.raises(InvalidConfig, match="belongs to another user; start this node with another TMPDIR"):
+    with pytest.raises(
+        InvalidConfig, match="belongs to another user or leads elsewhere; start this node with"
+    ):
+        brought(made, node)
+
+
+def test_a_folder_that_leads_elsewhere_takes_no_copies(mirrored, node, monkeypatch, tmp_path):
+    made = spec(source=write(mirrored, "a"))
+    (folder := tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.setattr(workspace_module, "_node_folder", lambda: folder)
+    with pytest.raises(InvalidConfig, match="belongs to another user or leads elsewhere"):
         brought(made, node)
 
 

@@ -70,3 +70,9 @@ def test_what_is_shown_of_the_log_takes_nothing_from_others_that_keep_it(verbose
         logging.getLogger("clusterucb_core").removeHandler(caplog.handler)
     assert [line.split(maxsplit=2)[2] for line in capsys.readouterr().err.splitlines()] == shown
     assert caplog.messages == ["on my way", "careful"]
+
+
+def test_a_name_in_the_log_cannot_steer_the_terminal(capsys):
+    with log_to_stderr(verbose=True):
+        logging.getLogger("clusterucb_core.some.stage").info("%s: read", "a\x1b]0;owned\x07\u202e.jsonl")
+    assert capsys.readouterr().err.endswith("INFO a ]0;owned  .jsonl: read\n")

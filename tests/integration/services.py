@@ -64,8 +64,12 @@ class PrefectServer:
 
 
 @contextlib.contextmanager
-def prefect_server(folder: Path) -> Iterator[PrefectServer]:
+def prefect_server(folder: Path, **variables: str) -> Iterator[PrefectServer]:
     """Start a Prefect server with its home and its SQLite file in a folder; stop it at the end.
+
+    Args:
+        folder: of its files.
+        variables: settings besides.
 
     Raises:
         RuntimeError: it ended or was not healthy in time; the message has the end of its log.
@@ -77,6 +81,7 @@ def prefect_server(folder: Path) -> Iterator[PrefectServer]:
         PREFECT_SERVER_UI_STATIC_DIRECTORY=str(folder / "pages"),
         PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="10",  # six times as often as by default
         PREFECT_API_URL=api,
+        **variables,
     )
     line = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with background(line, environment, log=folder / "server.log") as server:

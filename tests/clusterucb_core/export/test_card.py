@@ -77,6 +77,21 @@ def test_a_name_cannot_leave_its_cell(facts):
     assert "| a\\|b ## heading | 1 |" in card_text(facts, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)&gt;"),
+        ("[mine](javascript:alert(1))", "\\[mine\\](javascript:alert(1))"),
+        ("![](http://host/seen.png)", "!\\[\\](http://host/seen.png)"),
+        ("a\\|b", "a\\\\\\|b"),
+        ("<!-- clusterucb: end -->", "&lt;!-- clusterucb: end --&gt;"),
+        ("a\x1b[2J\u202eb", "a \\[2J b"),
+    ],
+)
+def test_a_name_is_shown_as_text_and_nothing_else(facts, name, shown):
+    assert f"| {shown} | 1 |" in card_text(replace(facts, counts={name: 1}), None)
+
+
 def test_columns_and_order_follow_the_options(facts):
     plain = card_text(facts, None)
     full = card_text(

@@ -51,3 +51,20 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day(make_toke
     template = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m.content }}</s>{% endfor %}"
     chat = chat_format(make_tokenizer(), template)
     assert render(chat, [Message("user", "x")]) == "26 Jul 2024 x</s>"
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "{{ cycler.__init__.__globals__.os.mkdir('MARKER') }}",
+        "{{ messages.__class__.__mro__[-1].__subclasses__() }}",
+        "{% set f = 'a'.__class__.__base__.__subclasses__ %}{{ f() }}",
+        "{{ raise_exception.__globals__['os'].mkdir('MARKER') }}",
+        "{{ messages.append('MARKER') }}",
+    ],
+)
+def test_a_models_own_template_cannot_leave_its_sandbox(make_tokenizer, tmp_path, escape):
+    marker = tmp_path / "marker"
+    with pytest.raises(InvalidModel, match=r"cannot be used: the chat template refused the conversation"):
+        chat_format(make_tokenizer(template=escape.replace("MARKER", str(marker)) + OWN), None)
+    assert not marker.exists()

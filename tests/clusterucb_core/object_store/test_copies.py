@@ -135,15 +135,25 @@ def test_an_index_that_cannot_be_read_counts_as_none(store, folder, tmp_path, ca
     assert fetched(store, tmp_path) == read(folder)
 
 
-def test_no_index_makes_a_file_outside_of_its_artifact(store, folder, tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.bin", "sub/../../outside.bin", "/tmp/outside.bin", "", ".", "..", "sub/", "a\0.bin",
+        "a\n.bin", "..\\outside.bin", "C:outside.bin", "x" * 300, "x/" * 3000 + "x\x1b[2J",
+    ],
+)  # fmt: skip
+def test_no_index_makes_a_file_outside_of_its_artifact(store, folder, tmp_path, name):
     put_artifact(store, PLACE, folder)
     path = f"{store.root}/{PLACE}/{INDEX}"
     index = json.loads(store.files.cat_file(path))
-    index["files"]["../outside.bin"] = index["files"].pop("a.bin")
+    index["files"][name] = index["files"].pop("a.bin")
     store.files.pipe_file(path, json.dumps(index).encode())
-    with pytest.raises(StaleArtifact, match=r"names '\.\./outside\.bin', which lies outside"):
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(StaleArtifact, match=r"which lies outside or is no path of a file"):
         fetched(store, tmp_path)
-    assert not (tmp_path / "outside.bin").exists()
+    made = [path for path in tmp_path.rglob("*") if path not in before]
+    assert [path for path in made if not path.is_relative_to(tmp_path / "fetched")] == []
+    assert not Path("/tmp/outside.bin").exists()
 
 
 def test_renewing_leaves_nothing_but_what_the_folder_holds(store, folder, tmp_path):

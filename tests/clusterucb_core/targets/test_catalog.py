@@ -92,7 +92,9 @@ def test_a_prompt_in_both_splits_is_an_error(tmp_path):
         load_target(TargetSettings(name="t", validation="rows.jsonl", test="rows.jsonl"), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["", "../bbh", ".hidden", "a b"])
+@pytest.mark.parametrize(
+    "name", ["", "../bbh", "/bbh", ".hidden", "-b", "a b", "a/b", "a\\b", "a\n", "a\0", "a" * 101]
+)
 def test_a_name_that_is_no_file_name_is_refused(name):
     with pytest.raises(ValidationError, match="name"):
         TargetSettings(name=name)

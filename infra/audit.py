@@ -1,0 +1,139 @@
+"""Ask for known vulnerabilities of every package of the lock files; exit 1 where one has no valid exception.
+
+Runs pip-audit, which asks PyPI, and reads `requirements*.lock` and `infra/audit_exceptions.toml`. First it
+asks about a version that is known to be vulnerable: where the answer does not say so, nobody can tell
+anything, and this says that in one line and exits 0, unless `--required` is given: a change can be tested
+without a network.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+EXCEPTIONS = ROOT / "infra" / "audit_exceptions.toml"
+# Any answer that can be relied on names GHSA-q2x7-8rv6-6q7h, a way out of Jinja's sandbox.
+KNOWN = "jinja2==3.1.4"
+# An index that answers slowly is asked about some hundred packages.
+TIMEOUT_S = 1200
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """An exception: a vulnerability of a package, or with id `unknown` a package that PyPI does not know."""
+
+    id: str
+    package: str
+    reason: str
+    until: date
+
+
+def read_exceptions(text: str) -> list[Allowed]:
+    """Return the exceptions of a TOML file; each has `id`, `package`, `reason` and `until`."""
+    return [Allowed(**entry) for entry in tomllib.loads(text).get("exception", [])]
+
+
+def problems_of(report: dict[str, Any], allowed: Iterable[Allowed], today: date) -> list[str]:
+    """Return what is wrong: findings without a valid exception, and exceptions without a finding.
+
+    Args:
+        report: what pip-audit writes as JSON.
+        allowed: the exceptions.
+        today: an exception holds up to and including its last day.
+    """
+    found = findings_of(report)
+    valid = {(one.id, one.package.lower()) for one in allowed if one.until >= today}
+    named = {alias: place for place, aliases in found.items() for alias in aliases}
+    excused = {named[key] for key in valid if key in named}
+    problems = [
+        f"{package} {version}: {identifier}; raise its version, or explain it in {EXCEPTIONS.name}"
+        for (identifier, package, version) in found
+        if (identifier, package, version) not in excused
+    ]
+    for one in allowed:
+        if (one.id, one.package.lower()) not in named:
+            problems.append(f"the exception {one.id} for {one.package} is needed no more")
+        elif one.until < today:
+            problems.append(f"the exception {one.id} for {one.package} ended on {one.until}")
+    return problems
+
+
+def findings_of(report: dict[str, Any]) -> dict[tuple[str, str, str], set[tuple[str, str]]]:
+    """Return each finding as id, package and version, with the pairs of id and package that may name it."""
+    found: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
+    for package in report["dependencies"]:
+        name = package["name"].lower()
+        if "skip_reason" in package:
+            found["unknown", name, ""] = {("unknown", name)}
+        for flaw in package.get("vulns", ()):
+            found[flaw["id"], name, package["version"]] = {
+                (one, name) for one in (flaw["id"], *flaw["aliases"])
+            }
+    return found
+
+
+def ask(requirements: Sequence[Path]) -> dict[str, Any] | None:
+    """Return pip-audit's report on requirement files, or None where it could not make one."""
+    line = [
+        sys.executable,
+        "-m",
+        "pip_audit",
+        "--no-deps",
+        "--disable-pip",
+        "--progress-spinner=off",
+        "--format=json",
+    ]
+    files = [part for path in requirements for part in ("--requirement", str(path))]
+    done = subprocess.run([*line, *files], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)  # noqa: S603 - our own line
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        print(*done.stderr.strip().splitlines()[-1:], sep="\n", file=sys.stderr)
+        return None
+
+
+def can_tell(folder: Path) -> bool:
+    """Tell whether pip-audit finds what is known of a version; its requirement is written to a folder."""
+    path = folder / "known-to-be-vulnerable.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{KNOWN}\n", encoding="utf-8")
+    report = ask([path])
+    return report is not None and any(package.get("vulns") for package in report["dependencies"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Audit the lock files and return the exit status: 0 where every finding is explained, else 1."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--required", action="store_true", help="fail where nobody can tell")
+    required: bool = parser.parse_args(arguments).required
+    locks = sorted(ROOT.glob("requirements*.lock"))
+    report = ask(locks) if can_tell(ROOT / "build") else None
+    if report is None:
+        print(
+            f"NOT AUDITED: no answer about {KNOWN}, which is known to be vulnerable; {len(locks)} lock files "
+            "were not compared with any advisory. Run make audit where PyPI can be reached.",
+            file=sys.stderr,
+        )
+        return int(required)
+    problems = problems_of(report, read_exceptions(EXCEPTIONS.read_text("utf-8")), date.today())
+    print(
+        *(
+            problems
+            or [f"{len(report['dependencies'])} packages have no vulnerability that is not explained"]
+        ),
+        sep="\n",
+    )
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

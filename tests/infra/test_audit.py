@@ -1,0 +1,117 @@
+"""The audit explains every finding or fails, and says so where nobody could be asked."""
+
+import json
+import runpy
+import subprocess
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TODAY = date(2026, 6, 1)
+FLAW = {
+    "id": "PYSEC-2026-1",
+    "aliases": ["CVE-2026-1", "GHSA-aaaa"],
+    "fix_versions": ["2"],
+    "description": "",
+}
+REPORT = {
+    "dependencies": [
+        {"name": "Sound", "version": "1", "vulns": []},
+        {"name": "Cracked", "version": "1", "vulns": [FLAW]},
+        {"name": "nowhere", "skip_reason": "not found on PyPI"},
+    ]
+}
+NOTHING = {"dependencies": [{"name": "jinja2", "skip_reason": "not found on PyPI"}]}
+KNOWN = {"dependencies": [{"name": "jinja2", "version": "3.1.4", "vulns": [FLAW]}]}
+
+
+@pytest.fixture(scope="module")
+def audit() -> Any:
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "infra" / "audit.py")))
+
+
+def allowed(audit, *entries):
+    return [audit.Allowed(*entry, "why", until) for *entry, until in entries]
+
+
+LATER = date(2026, 6, 1)
+UNKNOWN = ("unknown", "nowhere", LATER)
+
+
+def test_a_finding_without_an_exception_is_a_problem(audit):
+    assert audit.problems_of(REPORT, [], TODAY) == [
+        "cracked 1: PYSEC-2026-1; raise its version, or explain it in audit_exceptions.toml",
+        "nowhere : unknown; raise its version, or explain it in audit_exceptions.toml",
+    ]
+
+
+@pytest.mark.parametrize("identifier", ["PYSEC-2026-1", "CVE-2026-1", "GHSA-aaaa"])
+def test_an_exception_may_use_any_id_and_holds_on_its_last_day(audit, identifier):
+    assert audit.problems_of(REPORT, allowed(audit, (identifier, "cracked", LATER), UNKNOWN), TODAY) == []
+
+
+def test_an_exception_that_is_past_its_day_is_a_problem_and_excuses_nothing(audit):
+    problems = audit.problems_of(
+        REPORT, allowed(audit, ("CVE-2026-1", "cracked", date(2026, 5, 31)), UNKNOWN), TODAY
+    )
+    assert [problem.split(";")[0] for problem in problems] == [
+        "cracked 1: PYSEC-2026-1",
+        "the exception CVE-2026-1 for cracked ended on 2026-05-31",
+    ]
+
+
+@pytest.mark.parametrize("entry", [("CVE-2026-1", "sound"), ("CVE-2026-2", "cracked"), ("unknown", "sound")])
+def test_an_exception_that_nothing_needs_is_a_problem(audit, entry):
+    kept = allowed(audit, ("CVE-2026-1", "cracked", LATER), UNKNOWN, (*entry, LATER))
+    assert audit.problems_of(REPORT, kept, TODAY) == [
+        f"the exception {entry[0]} for {entry[1]} is needed no more"
+    ]
+
+
+def answers(monkeypatch, *reports):
+    """Let pip-audit print these, one after the other; None: an error."""
+    left = list(reports)
+
+    def run(line, **_):
+        report = left.pop(0)
+        out = "" if report is None else json.dumps(report)
+        return subprocess.CompletedProcess(line, 1, out, "ServiceError: no route to host")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return left
+
+
+@pytest.mark.parametrize("answer", [None, NOTHING])
+def test_where_nobody_can_tell_it_says_so_and_fails_only_if_asked(audit, monkeypatch, capsys, answer):
+    for arguments, code in (([], 0), (["--required"], 1)):
+        answers(monkeypatch, answer)
+        assert audit.main(arguments) == code
+        assert "NOT AUDITED: no answer about jinja2==3.1.4" in capsys.readouterr().err
+
+
+def test_a_finding_fails_and_is_printed(audit, monkeypatch, capsys):
+    left = answers(monkeypatch, KNOWN, REPORT)
+    assert audit.main([]) == 1
+    assert left == []
+    assert "cracked 1: PYSEC-2026-1" in capsys.readouterr().out
+
+
+def test_nothing_found_passes(audit, monkeypatch, capsys):
+    answers(monkeypatch, KNOWN, {"dependencies": REPORT["dependencies"][:1]})
+    assert audit.main([]) == 0
+    assert "1 packages have no vulnerability" in capsys.readouterr().out
+
+
+def test_the_exceptions_are_explained(audit):
+    for one in audit.read_exceptions((ROOT / "infra" / "audit_exceptions.toml").read_text("utf-8")):
+        assert isinstance(one.until, date)
+        assert len(one.reason.split()) >= 4
+
+
+def test_an_exception_that_lacks_its_day_is_refused(audit):
+    with pytest.raises(TypeError, match="until"):
+        audit.read_exceptions('[[exception]]\nid = "a"\npackage = "b"\nreason = "c"\n')

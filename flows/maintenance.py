@@ -10,7 +10,7 @@ from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.garbage import Removed
 from clusterucb_core.workspace import Workspace
-from flows.calls import plain_faults
+from flows.calls import called_here, plain_faults
 from flows.home import state_folder
 from flows.turns import turn
 from tasks.maintain import backup, remove_unneeded
@@ -23,6 +23,20 @@ class Maintained(Frozen):
 
     removed: Removed
     backup: str | None
+
+
+def run_maintenance(
+    *, keep_runs: int, keep_backups: int, grace_hours: float, storage_root: str | None, dry_run: bool
+) -> Maintained:
+    """Maintain the state folder in this process; what each argument says is told where the flow is."""
+    with called_here(ExecutionSettings(storage_root=storage_root)):
+        return maintenance(
+            keep_runs=keep_runs,
+            keep_backups=keep_backups,
+            grace_hours=grace_hours,
+            storage_root=storage_root,
+            dry_run=dry_run,
+        )
 
 
 @flow(name="clusterucb-maintenance", persist_result=False)

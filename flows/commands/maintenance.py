@@ -39,11 +39,9 @@ def maintenance(
     """
     configure()
     with only_messages():
-        from clusterucb_core.execution import ExecutionSettings
-        from flows.calls import called_here
-        from flows.maintenance import maintenance as run_maintenance
+        from flows.maintenance import run_maintenance
 
-        with during_run(), called_here(ExecutionSettings(storage_root=storage_root)):
+        with during_run():
             done = run_maintenance(
                 keep_runs=keep_runs,
                 keep_backups=keep_backups,

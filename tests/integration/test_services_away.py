@@ -80,7 +80,8 @@ def start(commands, config, proxy, tmp_path):
 
     def run(**environment):
         named = {"PREFECT_API_URL": api, "CLUSTERUCB_HOME": str(tmp_path / "home")} | environment
-        return commands.start("run", config, *overrides, "--json", **named)
+        given = {name: value for name, value in named.items() if value}
+        return commands.start("run", config, *overrides, "--json", **given)
 
     return run
 

@@ -72,7 +72,7 @@ def stand_ins(monkeypatch, config_file, tmp_path):
         "pipeline": {"run_pipeline": noise(ran)},
         "comparison": {"run_comparison": noise(compared(tmp_path / "kept"))},
         "reselection": {"run_reselection": noise(reselected())},
-        "maintenance": {"maintenance": noise(kept)},
+        "maintenance": {"run_maintenance": noise(kept)},
     }
     for module, functions in flows.items():
         monkeypatch.setitem(sys.modules, f"flows.{module}", SimpleNamespace(**functions))

@@ -27,7 +27,7 @@ def maintained(monkeypatch):
             asked.update(options)
             return done
 
-        monkeypatch.setitem(sys.modules, "flows.maintenance", SimpleNamespace(maintenance=run))
+        monkeypatch.setitem(sys.modules, "flows.maintenance", SimpleNamespace(run_maintenance=run))
         return asked
 
     return replace

@@ -14,6 +14,7 @@ import duckdb
 from clusterucb_core.errors import CatalogBusy, MissingArtifact, StaleArtifact
 from clusterucb_core.store.backup_files import folder_beside, newest_backup
 from clusterucb_core.store.damage import damage_in, damage_told
+from clusterucb_core.store.gate import gate
 from clusterucb_core.store.migration import ensure_schema
 from clusterucb_core.store.schema import check_schema
 from clusterucb_core.store.statements import run
@@ -55,7 +56,8 @@ def open_catalog(
         path.parent.mkdir(parents=True, exist_ok=True)
     connect = partial(_connect, path, read_only=read_only, older=older)
     with damage_told(path):
-        con = wait_for_catalog(path, connect, timeout_s=timeout_s)
+        with gate(path):
+            con = wait_for_catalog(path, connect, timeout_s=timeout_s)
         try:
             yield con
             if not read_only:

@@ -19,6 +19,7 @@ from pathlib import Path
 from clusterucb_core.store import open_catalog
 while True:
     with open_catalog(Path(sys.argv[1]), read_only=True):
+        print("inside", flush=True)
         time.sleep(0.3)
 """
 
@@ -55,14 +56,17 @@ def test_a_gate_leaves_nothing_and_needs_no_folder(tmp_path):
 def test_a_writer_comes_in_where_one_of_several_readers_is_always_inside(catalog_path):
     with open_catalog(catalog_path):
         pass
-    readers = [subprocess.Popen([sys.executable, "-c", READER, str(catalog_path)]) for _ in range(3)]
+    line = [sys.executable, "-c", READER, str(catalog_path)]
+    readers = [subprocess.Popen(line, stdout=subprocess.PIPE) for _ in range(4)]
     try:
-        time.sleep(2)
+        for reader in readers:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == b"inside\n"
         for _ in range(5):
             with open_catalog(catalog_path, timeout_s=20) as con:
                 run(con, "INSERT INTO erasures (sample_id, reason) VALUES (uuid()::VARCHAR, 'asked for')")
     finally:
         for reader in readers:
             reader.kill()
-            reader.wait()
+            reader.communicate()
     assert all(reader.returncode == -signal.SIGKILL for reader in readers)

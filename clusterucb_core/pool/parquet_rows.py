@@ -17,6 +17,8 @@ from clusterucb_core.pool.quarantine import BadRow, BrokenContainer, RawRow, Rea
 
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 1 << 20
+# What a value may fail with on its way into Python: not UTF-8, a time after the year 9999, a zone that is none.
+_UNREADABLE = (ValueError, OverflowError, LookupError, pa.ArrowException)
 
 
 def parquet_rows(path: Path, columns: Collection[str]) -> Iterator[RawRow | BadRow]:
@@ -42,7 +44,7 @@ def _batch_rows(batch: Any, names: list[str], number: int) -> Iterator[RawRow | 
     unread = dict.fromkeys(names)
     try:
         rows = batch.to_pylist()
-    except UnicodeDecodeError:
+    except _UNREADABLE:
         yield from _rows_one_by_one(batch, unread, number)
         return
     for offset, row in enumerate(rows):
@@ -55,6 +57,9 @@ def _rows_one_by_one(batch: Any, unread: dict[str, None], number: int) -> Iterat
             yield RawRow(number + offset, unread | batch.slice(offset, 1).to_pylist()[0], b"")
         except UnicodeDecodeError as error:
             yield bad_row(number + offset, Reason.NOT_UTF8, str(error), raw=error.object)
+        except _UNREADABLE as error:
+            detail = f"a value that cannot be read: {error}; write its column as text"
+            yield bad_row(number + offset, Reason.WRONG_TYPE, detail, raw=b"")
 
 
 def _seekable(path: Path) -> BinaryIO:

@@ -5,8 +5,8 @@ from typing import BinaryIO, cast
 
 from clusterucb_core.pool.quarantine import BrokenContainer
 
-# Eight rows of the greatest length; a few kilobytes of gzip or zstandard can hold gigabytes of one byte.
-MAX_STRETCH_BYTES = 32 * 1024 * 1024
+# Four rows of the greatest length; a few kilobytes of gzip or zstandard can hold gigabytes of one byte.
+MAX_STRETCH_BYTES = 16 * 1024 * 1024
 _BUFFER_BYTES = 1 << 16
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
-from clusterucb_core.pool.lines import BYTE_ORDER_MARK, decode, read_lines, too_long
+from clusterucb_core.pool.lines import BYTE_ORDER_MARK, check_stretch, decode, read_lines, too_long
 from clusterucb_core.pool.quarantine import (
     MAX_ROW_BYTES,
     RAW_BYTES,
@@ -108,15 +108,19 @@ class _Scan:
 
 
 def _elements(stream: BinaryIO) -> Iterator[_Element]:
-    scan, element, count = _Scan(), _Element(), 0
+    scan, element, count, blank = _Scan(), _Element(), 0, 0
     buffered = cast("io.BufferedReader", stream)
     while chunk := buffered.read1(_CHUNK_BYTES):
         start = 0
         for cut in _cuts(chunk, scan):
             element.add(chunk[start:cut])
             start = cut + 1
-            if not element.is_blank():
+            if element.is_blank():
+                blank += 1
+                check_stretch(blank)
+            else:
                 count += 1
+                blank = 0
                 yield element
             element = _Element()
         element.add(chunk[start:])

@@ -6,6 +6,7 @@
 
 import tempfile
 from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -17,6 +18,8 @@ from clusterucb_core.pool.quarantine import BadRow, BrokenContainer, RawRow, Rea
 
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 1 << 20
+# Parquet is compressed by itself: what unfolds further than this was made to fill the disk.
+_MOST_UNFOLDED, _UNFOLDED_FREELY = 100, 64 * 1024 * 1024
 # What a value may fail with on its way into Python: not UTF-8, a time after the year 9999, a zone that is none.
 _UNREADABLE = (ValueError, OverflowError, LookupError, pa.ArrowException)
 
@@ -66,9 +69,13 @@ def _seekable(path: Path) -> BinaryIO:
     """Return a stream that Parquet's reader can seek in: a compressed file goes to the disk first."""
     if path.suffix.lower() not in COMPRESSION_SUFFIXES:
         return path.open("rb")
-    plain = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    with open_bytes(path) as stream:
+    most = _MOST_UNFOLDED * path.stat().st_size + _UNFOLDED_FREELY
+    with ExitStack() as undo, open_bytes(path) as stream:
+        plain = undo.enter_context(tempfile.TemporaryFile())
         while chunk := stream.read(_BUFFER_BYTES):
             plain.write(chunk)
-    plain.seek(0)
+            if plain.tell() > most:
+                raise BrokenContainer(f"it unfolds to more than {most} bytes, {_MOST_UNFOLDED} times its size")
+        plain.seek(0)
+        undo.pop_all()
     return cast("BinaryIO", plain)

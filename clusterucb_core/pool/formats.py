@@ -33,6 +33,7 @@ from clusterucb_core.records import Message, Sample
 DETECTION_ROWS = 64
 # ... and so many bytes: what cannot be placed yet is held.
 DETECTION_BYTES = MAX_ROW_BYTES
+_ROW_OVERHEAD_BYTES = 512
 # Every sample of a row repeats its instruction or the turns before: a few megabytes could give terabytes.
 MAX_ROW_CHARS = 4 * MAX_ROW_BYTES
 # A tree of thousands of bad messages is named by its first ones and a count.
@@ -165,23 +166,27 @@ def read_file(
         InvalidPool: the suffix is unknown, the file cannot be read, or its rows have no known shape.
     """
     shapes = _shapes(format_name)
-    waiting: list[RawRow] = []
-    held_bytes = 0
+    waiting: list[RawRow | BadRow] = []
+    unknown = held_bytes = 0
     shape: Shape | None = None
     for row in _raw_rows(path, shapes):
         if isinstance(row, BadRow):
-            yield ReadRow(row.row_number, (), (row,))
-            continue
+            if not waiting:
+                yield ReadRow(row.row_number, (), (row,))
+                continue
+        else:
+            unknown += 1
+            shape = shape or _detected(row, shapes, path)
         waiting.append(row)
-        held_bytes += len(row.raw)
-        shape = shape or _detected(row, shapes, path)
+        held_bytes += len(row.raw) + _ROW_OVERHEAD_BYTES
         if shape is not None:
             yield from (_read_row(shape, known, source=source, min_chars=min_chars) for known in waiting)
             waiting.clear()
-        elif len(waiting) == DETECTION_ROWS or held_bytes > DETECTION_BYTES:
+        elif unknown == DETECTION_ROWS or held_bytes > DETECTION_BYTES:
             break
     if waiting:
-        raise InvalidPool(f"{path}: {_unknown_shape(waiting[0].value, shapes)}")
+        first = next(row for row in waiting if isinstance(row, RawRow))
+        raise InvalidPool(f"{path}: {_unknown_shape(first.value, shapes)}")
 
 
 def file_shape(path: Path, format_name: FormatName = "auto") -> str | None:
@@ -258,7 +263,9 @@ def _needs(shape: Shape) -> str:
     return ", ".join("|".join(keys) for keys in shape.needs)
 
 
-def _read_row(shape: Shape, row: RawRow, *, source: str, min_chars: int) -> ReadRow:
+def _read_row(shape: Shape, row: RawRow | BadRow, *, source: str, min_chars: int) -> ReadRow:
+    if isinstance(row, BadRow):
+        return ReadRow(row.row_number, (), (row,))
     samples: list[Sample] = []
     findings: list[Unusable] = []
     chars = 0

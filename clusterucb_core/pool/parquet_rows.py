@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from clusterucb_core.containers import COMPRESSION_SUFFIXES, open_bytes
 from clusterucb_core.pool.lines import too_long
+from clusterucb_core.pool.parquet_footer import columns as columns_of
 from clusterucb_core.pool.quarantine import MAX_ROW_BYTES, BadRow, BrokenContainer, RawRow, Reason, bad_row
 
 _BATCH_ROWS = 64
@@ -25,7 +26,7 @@ _MOST_UNFOLDED, _UNFOLDED_FREELY = 100, 64 * 1024 * 1024
 _MAX_DICTIONARY_BYTES, _MAX_PAGE_BYTES, _MAX_ROW_VALUES = 8 * 1024 * 1024, 512 * 1024 * 1024, 100_000
 # More than the longest row takes, at four bytes a character; a batch beyond it becomes Python's row by row.
 _MAX_BATCH_BYTES = 4 * MAX_ROW_BYTES + (1 << 20)
-_DICTIONARY_PAGE, _THRIFT_I32, _PAGE_HEAD_BYTES = 2, 0x15, 32
+_DICTIONARY_PAGE = 2
 # What a value may fail with on its way into Python: not UTF-8, a time after the year 9999, a zone that is none.
 _UNREADABLE = (ValueError, OverflowError, LookupError, pa.ArrowException)
 
@@ -41,7 +42,7 @@ def parquet_rows(path: Path, columns: Collection[str]) -> Iterator[RawRow | BadR
             file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
             names = cast("list[str]", file.schema_arrow.names)
             wanted = [name for name in names if name in columns]
-            _refuse_bombs(file.metadata, stream, wanted)
+            _refuse_bombs(stream, wanted)
             number = 1
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
                 yield from _batch_rows(batch, names, number)
@@ -50,7 +51,7 @@ def parquet_rows(path: Path, columns: Collection[str]) -> Iterator[RawRow | BadR
             raise BrokenContainer(f"not a whole Parquet file: {error}") from error
 
 
-def _refuse_bombs(metadata: Any, stream: BinaryIO, wanted: Collection[str]) -> None:
+def _refuse_bombs(stream: BinaryIO, wanted: Collection[str]) -> None:
     """Refuse a file in which a few bytes stand for more than a batch of rows may take.
 
     A dictionary holds each distinct value once, and every row that names it becomes a copy of its own.
@@ -58,38 +59,14 @@ def _refuse_bombs(metadata: Any, stream: BinaryIO, wanted: Collection[str]) -> N
     Raises:
         BrokenContainer: a dictionary, a page or the values of a row are beyond what writers make.
     """
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group)
-        for column in (rows.column(place) for place in range(rows.num_columns)):
-            if column.path_in_schema.split(".")[0] not in wanted:
-                continue
-            where = f"row group {group + 1}, column {column.path_in_schema[:80]!a}"
-            if column.num_values > _MAX_ROW_VALUES * max(1, rows.num_rows):
-                raise BrokenContainer(f"{where} has {column.num_values} values in {rows.num_rows} rows")
-            offsets = (column.dictionary_page_offset, column.data_page_offset)
-            stream.seek(min(offset for offset in offsets if offset))
-            kind, size = _page(stream.read(_PAGE_HEAD_BYTES))
-            if size > (_MAX_DICTIONARY_BYTES if kind == _DICTIONARY_PAGE else _MAX_PAGE_BYTES):
-                raise BrokenContainer(f"{where} begins with a page that unfolds to {size} bytes")
-
-
-def _page(head: bytes) -> tuple[int, int]:
-    """Return kind and unfolded size of a page: the first two numbers of its header, in Thrift's compact form."""
-    numbers: list[int] = []
-    at = 0
-    while len(numbers) < 2 and at < len(head) and head[at] == _THRIFT_I32:
-        number = shift = 0
-        at += 1
-        while at < len(head):
-            number |= (head[at] & 0x7F) << shift
-            shift += 7
-            at += 1
-            if head[at - 1] < 0x80:
-                break
-        numbers.append(number >> 1)  # zigzag: the sign is the lowest bit
-    if len(numbers) < 2:
-        raise BrokenContainer("a column does not begin with a page")
-    return numbers[0], numbers[1]
+    for column in columns_of(stream):
+        if column.name not in wanted:
+            continue
+        if column.values > _MAX_ROW_VALUES * max(1, column.rows):
+            raise BrokenContainer(f"{column.name} has {column.values} values in {column.rows} rows")
+        is_dictionary = column.page_kind == _DICTIONARY_PAGE
+        if not 0 <= column.page_bytes <= (_MAX_DICTIONARY_BYTES if is_dictionary else _MAX_PAGE_BYTES):
+            raise BrokenContainer(f"{column.name} begins with a page that unfolds to {column.page_bytes} bytes")
 
 
 def _batch_rows(batch: Any, names: list[str], number: int) -> Iterator[RawRow | BadRow]:

@@ -118,9 +118,9 @@ def write_seeds(folder: Path, count: int, *, configs: bool) -> None:
 
 
 class Log:
-    """One line a minute: seconds, executions and edges seen; the last line of a run is its sum."""
+    """One line every few seconds: seconds, executions and edges seen; the last line of a run is its sum."""
 
-    def __init__(self, path: Path, every_s: float = 30.0) -> None:
+    def __init__(self, path: Path, every_s: float = 5.0) -> None:
         self._path, self._every_s = path, every_s
         self._began = self._written = time.monotonic()
         self._cpu = time.process_time()

@@ -51,13 +51,6 @@ def _literals(annotation: object) -> Iterator[str]:
         yield from _literals(part)
 
 
-def _shown(value: object) -> str:
-    try:
-        return json.dumps(value, default=str)
-    except ValueError:  # Python writes no number of more than 4,300 digits
-        return "a number of thousands of digits"
-
-
 def _known_place(kind: type[BaseModel], place: Place) -> Place:
     """Return a place without what pydantic adds to it for the member of a union that it tried."""
     model: type[BaseModel] | None = kind
@@ -82,7 +75,7 @@ def _complaint(kind: type[BaseModel], place: Place, items: Sequence[dict[str, An
     seen = items[0].get("input")
     field = _field_at(kind, place)
     hint = "" if field is None or "did you mean" in message else did_you_mean(seen, choices_of(field))
-    shown = _shown(seen)
+    shown = json.dumps(seen, default=str)
     cut = shown if len(shown) <= MOST_CHARS else shown[:MOST_CHARS] + "..."
     return f"{name}: {message} (value seen: {cut})" + (f"; {hint}" if hint else "")
 

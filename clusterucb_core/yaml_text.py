@@ -10,7 +10,8 @@ from clusterucb_core.errors import InvalidConfig
 MAX_CHARS = 1_000_000
 # Aliases (`*name`) repeat what they stand for: a dozen lines of them can stand for more than a memory holds.
 MAX_VALUES = 100_000
-_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+MAX_DIGITS = 100
+_TEXT, _NUMBER, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "int", "merge"))
 
 
 def parse_yaml(text: str, *, where: str) -> object:
@@ -71,6 +72,10 @@ def _count_values(node: yaml.Node, counted: dict[int, int | None], where: str) -
         parts = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         parts = node.value
+    elif node.tag == _NUMBER and len(node.value) > MAX_DIGITS:
+        raise InvalidConfig(
+            f"{where}{_line(node)}: a number of {len(node.value)} characters; no setting takes such a one"
+        )
     count = 1 + sum(_count_values(part, counted, where) for part in parts)
     if count > MAX_VALUES:
         raise InvalidConfig(

@@ -2,22 +2,20 @@
 
 The first byte chooses reader, container and compression, the second the shape that is asked for, the rest is
 the file's content; the seeds of the corpus are made files of every kind. What must hold is in
-`reader_oracle.py`. Needs atheris (`requirements-atheris.lock`); libFuzzer ends the process by itself, so a log
-of one JSON object a line is kept while it runs, and a finding is written to the corpus folder as a file.
+`reader_oracle.py`. Needs atheris (`requirements-atheris.lock`); libFuzzer ends the process by itself, so a
+log of one JSON object a line is kept while it runs, and a finding is written to the corpus folder as a file.
 
-    python benchmarks/fuzz_readers.py --folder FOLDER [--seconds 3600] [--configs] [--replay FILE] [--summary]
+    python benchmarks/fuzz_readers.py --folder FOLDER [--seconds 3600] [--configs] [--replay FILE]
 """
 
 import argparse
 import gzip
 import json
 import os
-import random
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +37,12 @@ _POOL = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _FORMATS: tuple[FormatName, ...] = ("auto", "auto", "auto", *SHAPES)  # type: ignore[assignment]
 # The content is packed after it was made, so that what lies in a package is reached; or it is the package.
 _PACKAGES = ("", "", "", ".gz", ".zst", "raw.gz", "raw.zst")
-_KINDS = (*[("pool", suffix) for suffix in _POOL], ("target", ".jsonl"), ("target", ".json"), ("config", ".yaml"))
+_KINDS = (
+    *[("pool", suffix) for suffix in _POOL],
+    ("target", ".jsonl"),
+    ("target", ".json"),
+    ("config", ".yaml"),
+)
 _CONFIG = b"""pool: {sources: [{path: pool.jsonl, format: auto}], min_chars: 1, dedupe: prompt}
 target: &t {name: sums, validation: $HOME/target.jsonl, test: ~/a}
 model: {base: model, max_length: 2048, lora: {r: 8, target_modules: [q_proj]}}
@@ -199,11 +202,15 @@ def summary(folder: Path) -> dict[str, Any]:
 def main(line: list[str] | None = None) -> None:
     """Fuzz, replay a finding, or sum up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, required=True, help="corpus, findings and log; it is taken up again")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="corpus, findings and log; it is taken up again"
+    )
     parser.add_argument("--seconds", type=int, default=3600)
     parser.add_argument("--replay", type=Path, help="an input that was found; its error is shown")
     parser.add_argument("--summary", action="store_true", help="print what the runs so far come to")
-    parser.add_argument("--configs", action="store_true", help="fuzz configurations instead of pool and target files")
+    parser.add_argument(
+        "--configs", action="store_true", help="fuzz configurations instead of pool and target files"
+    )
     options, extra = parser.parse_known_args(line)
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.summary:

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def run_batch(folder: Path, seed: int, number: int) -> dict[str, Any]:
     scratch = Path(tempfile.mkdtemp(prefix="rows-", dir=_memory_folder()))
     try:
         for place in range(FILES_A_BATCH):
-            made = hostile_file(f"{seed}/{number}/{place}", 1 + (number * 37 + place * 53) % (2 * ROWS_A_FILE))
+            made = hostile_file(
+                f"{seed}/{number}/{place}", 1 + (number * 37 + place * 53) % (2 * ROWS_A_FILE)
+            )
             damages[made.damage.split(",")[0]] += 1
             path = scratch / f"{place}{made.suffix}"
             path.write_bytes(made.content)
@@ -115,7 +118,7 @@ def summary(folder: Path, seed: int) -> dict[str, Any]:
     lines = _lines(folder / f"rows-{seed}.jsonl")
     sums = {
         key: sum(line[key] for line in lines)
-        for key in ("rows", "files", "counted_files", "refused_files", "samples", "rows_kept", "ingested", "seconds")
+        for key in ("rows", "files", "counted_files", "refused_files", "samples", "rows_kept", "ingested", "seconds")  # noqa: E501
     }  # fmt: skip
     quarantined, damages = Counter[str](), Counter[str]()
     for line in lines:
@@ -153,7 +156,10 @@ def main(line: Sequence[str] | None = None) -> None:
     result = summary(options.folder, options.seed)
     print(json.dumps(result, indent=2))
     if options.out:
-        keep(options.out, "rows", result | {"command": f"python benchmarks/fuzz_rows.py --rows {options.rows} --seed {options.seed}"})
+        command = f"python benchmarks/fuzz_rows.py --rows {options.rows} --seed {options.seed}"
+        keep(
+            options.out, "rows", {"command": command, "date": datetime.now(UTC).date().isoformat(), **result}
+        )
     if result["findings"]:
         sys.exit(1)
 

@@ -6,7 +6,7 @@ record with a reason, and the counts add up to the rows of the file.
 
 import faulthandler
 import signal
-import time
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +67,7 @@ def watchdog(seconds: float = HANG_SECONDS) -> Iterator[None]:
 
     before = signal.signal(signal.SIGPROF, bark)
     signal.setitimer(signal.ITIMER_PROF, seconds)
-    faulthandler.dump_traceback_later(_WALL_SECONDS, exit=True)
+    faulthandler.dump_traceback_later(_WALL_SECONDS, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
@@ -200,8 +200,3 @@ def _check_sentence(text: str, path: Path) -> None:
         raise Violation(f"a message without the file or without advice: {text[:500]}")
     if len(text) > 20_000:
         raise Violation(f"a message of {len(text)} characters")
-
-
-def timed(seconds_from: float) -> float:
-    """Return the processor's seconds since a moment that `time.process_time` gave."""
-    return time.process_time() - seconds_from

@@ -239,7 +239,9 @@ def _absolute(section: object, key: str, folder: Path, variables: Mapping[str, s
         try:
             path = path.expanduser()
         except RuntimeError as error:  # ~name of nobody
-            raise InvalidConfig(f"{key}: {str(path)[:80]!r} is in no known home folder; write it out") from error
+            raise InvalidConfig(
+                f"{key}: {str(path)[:80]!r} is in no known home folder; write it out"
+            ) from error
         section[key] = str((folder / path).absolute())
 
 

@@ -1,4 +1,4 @@
-"""YAML as configurations are written: bounded in size, each key once, no value that only Python could hold."""
+"""YAML as configurations are written: bounded in size, each key once, no value that is none."""
 
 from typing import cast
 
@@ -79,7 +79,7 @@ def _count_values(node: yaml.Node, counted: dict[int, int | None], where: str) -
     count = 1 + sum(_count_values(part, counted, where) for part in parts)
     if count > MAX_VALUES:
         raise InvalidConfig(
-            f"{where}{_line(node)}: more than {MAX_VALUES} values with all aliases written out; leave some out"
+            f"{where}{_line(node)}: more than {MAX_VALUES} values with all aliases written out; cut it"
         )
     counted[id(node)] = count
     return count
@@ -94,7 +94,7 @@ def _check_keys(node: yaml.MappingNode, where: str) -> None:
             raise InvalidConfig(f"{where}{_line(key)}: the key {_shown(key)} is no text; put it in quotes")
         if key.value in seen:
             raise InvalidConfig(
-                f"{where}{_line(key)}: the key {_shown(key)} is there twice, and one of them would be ignored; "
+                f"{where}{_line(key)}: the key {_shown(key)} is there twice, and one would be ignored; "
                 "keep one"
             )
         seen.add(key.value)

@@ -63,7 +63,9 @@ def check_stretch(lines: int) -> None:
         BrokenContainer: they are more than `MAX_STRETCH_LINES`.
     """
     if lines > MAX_STRETCH_LINES:
-        raise BrokenContainer(f"no row ends within {MAX_STRETCH_LINES} lines; look whether the file is damaged")
+        raise BrokenContainer(
+            f"no row ends within {MAX_STRETCH_LINES} lines; look whether the file is damaged"
+        )
 
 
 def too_long(number: int, data: bytes) -> BadRow:

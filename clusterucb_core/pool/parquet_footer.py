@@ -1,8 +1,8 @@
 """What a Parquet file says of its columns, read from its footer before PyArrow unfolds anything.
 
 PyArrow gives the same facts, but a damaged footer ends the whole process there. The footer is a record in
-Thrift's compact form (github.com/apache/thrift, doc/specs/thrift-compact-protocol.md); its fields are those of
-`FileMetaData` in github.com/apache/parquet-format, src/main/thrift/parquet.thrift.
+Thrift's compact form (github.com/apache/thrift, doc/specs/thrift-compact-protocol.md); its fields are those
+of `FileMetaData` in github.com/apache/parquet-format, src/main/thrift/parquet.thrift.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ Struct = dict[int, Any]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of one row group: its first name, its values and rows, its first page's kind and full size."""
+    """One column of one row group: its first name, values and rows, its first page's kind and full size."""
 
     name: str
     values: int
@@ -43,7 +43,9 @@ def columns(stream: BinaryIO) -> Iterator[Column]:
             for chunk in group[_COLUMNS]:
                 yield _column(stream, chunk[_COLUMN], group[_ROWS])
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
-        raise BrokenContainer(f"the footer of the Parquet file is damaged ({type(error).__name__})") from error
+        raise BrokenContainer(
+            f"the footer of the Parquet file is damaged ({type(error).__name__})"
+        ) from error
 
 
 def _footer(stream: BinaryIO) -> Struct:

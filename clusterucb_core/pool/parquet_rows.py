@@ -27,7 +27,7 @@ _MAX_DICTIONARY_BYTES, _MAX_PAGE_BYTES, _MAX_ROW_VALUES = 8 * 1024 * 1024, 512 *
 # More than the longest row takes, at four bytes a character; a batch beyond it becomes Python's row by row.
 _MAX_BATCH_BYTES = 4 * MAX_ROW_BYTES + (1 << 20)
 _DICTIONARY_PAGE = 2
-# What a value may fail with on its way into Python: not UTF-8, a time after the year 9999, a zone that is none.
+# What a value may fail with on its way into Python: not UTF-8, a time after the year 9999, no zone.
 _UNREADABLE = (ValueError, OverflowError, LookupError, pa.ArrowException)
 
 
@@ -66,7 +66,9 @@ def _refuse_bombs(stream: BinaryIO, wanted: Collection[str]) -> None:
             raise BrokenContainer(f"{column.name} has {column.values} values in {column.rows} rows")
         is_dictionary = column.page_kind == _DICTIONARY_PAGE
         if not 0 <= column.page_bytes <= (_MAX_DICTIONARY_BYTES if is_dictionary else _MAX_PAGE_BYTES):
-            raise BrokenContainer(f"{column.name} begins with a page that unfolds to {column.page_bytes} bytes")
+            raise BrokenContainer(
+                f"{column.name} begins with a page that unfolds to {column.page_bytes} bytes"
+            )
 
 
 def _batch_rows(batch: Any, names: list[str], number: int) -> Iterator[RawRow | BadRow]:
@@ -108,7 +110,9 @@ def _seekable(path: Path) -> BinaryIO:
         while chunk := stream.read(_BUFFER_BYTES):
             plain.write(chunk)
             if plain.tell() > most:
-                raise BrokenContainer(f"it unfolds to more than {most} bytes, {_MOST_UNFOLDED} times its size")
+                raise BrokenContainer(
+                    f"it unfolds to more than {most} bytes, {_MOST_UNFOLDED} times its size"
+                )
         plain.seek(0)
         undo.pop_all()
     return cast("BinaryIO", plain)

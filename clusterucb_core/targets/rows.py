@@ -76,7 +76,9 @@ def _records(path: Path) -> Iterator[tuple[str, _Row]]:
 def _json_lines(path: Path) -> Iterator[tuple[str, _Row]]:
     left = MAX_TARGET_BYTES
     with open_bytes(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(left + 1), b""), start=1):
+        number = 0
+        while line := file.readline(left + 1):
+            number += 1
             left -= len(line)
             _check_size(path, left)
             if line.strip():

@@ -101,7 +101,9 @@ def test_lines_that_leave_a_quote_open_in_either_state_take_no_time_by_their_squ
     assert time.process_time() - began < 5
 
 
-def test_lines_lost_to_a_quote_far_from_the_end_of_the_file_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_lost_to_a_quote_far_from_the_end_of_the_file_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("clusterucb_core.pool.delimited_rows._MAX_RECORD_LINES", 1000)
     (row,) = csv_rows(io.BytesIO(b'a,b\n1,"2\n' + b"3,4\n" * 1001))
     assert isinstance(row, BadRow)

@@ -1,3 +1,4 @@
+import contextlib
 import io
 
 import pyarrow as pa
@@ -17,13 +18,20 @@ def _file(**options: object) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"row_group_size": 7, "compression": "zstd"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_dictionary": False}, {"row_group_size": 7, "compression": "zstd"}]
+)
 def test_names_values_and_rows_are_those_that_pyarrow_gives(options: dict[str, object]) -> None:
     data = _file(**options)
     metadata = pq.ParquetFile(io.BytesIO(data)).metadata
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     expected = [
-        (column.path_in_schema.split(".")[0], column.num_values, group.num_rows, 2 * column.has_dictionary_page)
+        (
+            column.path_in_schema.split(".")[0],
+            column.num_values,
+            group.num_rows,
+            2 * column.has_dictionary_page,
+        )
         for group in groups
         for column in (group.column(place) for place in range(group.num_columns))
     ]
@@ -36,12 +44,17 @@ WHOLE = _file()
 
 
 @settings(deadline=None)
-@given(flips=st.lists(st.tuples(st.integers(0, 1200), st.integers(0, 255)), min_size=1, max_size=5), cut=st.integers(0, 40))
-def test_a_damaged_footer_is_a_broken_container_and_nothing_else(flips: list[tuple[int, int]], cut: int) -> None:
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 1200), st.integers(0, 255)), min_size=1, max_size=5),
+    cut=st.integers(0, 40),
+)
+def test_a_damaged_footer_is_a_broken_container_and_nothing_else(
+    flips: list[tuple[int, int]], cut: int
+) -> None:
     data = bytearray(WHOLE)
     for back, byte in flips:
         data[-1 - back % len(data)] = byte
-    try:
-        assert all(isinstance(column.name, str) for column in columns(io.BytesIO(bytes(data[: len(data) - cut]))))
-    except BrokenContainer as error:
-        assert "footer of the Parquet file is damaged" in str(error)
+    with contextlib.suppress(BrokenContainer):  # nothing else may be raised
+        assert all(
+            isinstance(column.name, str) for column in columns(io.BytesIO(bytes(data[: len(data) - cut])))
+        )

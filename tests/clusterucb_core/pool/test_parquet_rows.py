@@ -70,7 +70,9 @@ def test_a_cut_file_is_a_broken_container(tmp_path: Path, keep: int) -> None:
         (pa.timestamp("ns"), -(2**62) + 1),
     ],
 )
-def test_a_value_that_python_has_no_place_for_costs_only_its_row(tmp_path: Path, kind: pa.DataType, value: int) -> None:
+def test_a_value_that_python_has_no_place_for_costs_only_its_row(
+    tmp_path: Path, kind: pa.DataType, value: int
+) -> None:
     path = _write(tmp_path / "a.parquet", {"prompt": pa.array([value, None], kind), "completion": ["a", "b"]})
     _, second = parquet_rows(path, ["prompt", "completion"])
     assert isinstance(second, RawRow)
@@ -96,8 +98,14 @@ def test_a_row_of_a_hundred_thousand_turns_is_refused(tmp_path: Path) -> None:
 
 def test_a_row_beyond_the_limit_is_named_and_its_neighbours_stay(tmp_path: Path) -> None:
     texts = ["a", "x" * 18 * 2**20, "b"]
-    first, second, third = parquet_rows(_write(tmp_path / "a.parquet", {"prompt": texts}, use_dictionary=False), ["prompt"])
-    assert (first.value, second.reason, third.value) == ({"prompt": "a"}, Reason.ROW_TOO_LONG, {"prompt": "b"})  # type: ignore[union-attr]
+    first, second, third = parquet_rows(
+        _write(tmp_path / "a.parquet", {"prompt": texts}, use_dictionary=False), ["prompt"]
+    )
+    assert (first.value, second.reason, third.value) == (
+        {"prompt": "a"},
+        Reason.ROW_TOO_LONG,
+        {"prompt": "b"},
+    )  # type: ignore[union-attr]
 
 
 def test_a_package_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:

@@ -61,7 +61,10 @@ def _column(stream: BinaryIO, facts: Struct, rows: int) -> Column:
     stream.seek(min(offsets))
     page, _ = _struct(stream.read(_PAGE_HEAD_BYTES), 0, last=_PAGE_SIZE)
     name = cast("bytes", facts[_PATH][0]).decode()
-    return Column(name, facts[_VALUES], rows, page[_PAGE_KIND], page[_PAGE_SIZE])
+    numbers = (facts[_VALUES], rows, page[_PAGE_KIND], page[_PAGE_SIZE])
+    if not all(type(number) is int for number in numbers):
+        raise TypeError(f"a count is {numbers}")
+    return Column(name, *numbers)
 
 
 def _struct(data: bytes, at: int, *, last: int | None = None) -> tuple[Struct, int]:

@@ -40,6 +40,16 @@ def test_names_values_and_rows_are_those_that_pyarrow_gives(options: dict[str, o
     assert all(0 < column.page_bytes < 2000 for column in found)
 
 
+def test_a_count_that_is_no_number_is_a_broken_container() -> None:
+    data = _file(row_group_size=50)
+    # RowGroup.num_rows, the number 50 as zigzag after the head of field 3, becomes an empty text
+    at = data.rindex(b"\x16\x64", 0, len(data) - 8)
+    assert data[at : at + 2] == b"\x16\x64"
+    broken = data[:at] + b"\x18\x00" + data[at + 2 :]
+    with pytest.raises(BrokenContainer, match="TypeError|IndexError|KeyError|ValueError"):
+        list(columns(io.BytesIO(broken)))
+
+
 WHOLE = _file()
 
 

@@ -46,7 +46,7 @@ def test_a_count_that_is_no_number_is_a_broken_container() -> None:
     at = data.rindex(b"\x16\x64", 0, len(data) - 8)
     assert data[at : at + 2] == b"\x16\x64"
     broken = data[:at] + b"\x18\x00" + data[at + 2 :]
-    with pytest.raises(BrokenContainer, match="TypeError|IndexError|KeyError|ValueError"):
+    with pytest.raises(BrokenContainer, match=r"TypeError|IndexError|KeyError|ValueError"):
         list(columns(io.BytesIO(broken)))
 
 

@@ -30,7 +30,7 @@ test test-slow: export HF_HUB_OFFLINE := 1
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check lint format docs audit clean
+.PHONY: help setup demo test test-slow fuzz check lint format docs audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,13 @@ test: .venv/.locked  ## run the tests (TEST_WORKERS=2 processes)
 
 test-slow: .venv/.locked  ## run the tests that take long
 	$(PYTEST) -n $(TEST_WORKERS) --dist loadfile -m "slow and not gpu and not network"
+
+# The first part needs requirements-atheris.lock installed on top; both go on where they ended.
+FUZZ_SECONDS ?= 3600
+FUZZ_ROWS ?= 1000000
+fuzz: .venv/.locked  ## fuzz the readers (FUZZ_ROWS=1000000, FUZZ_SECONDS=3600)
+	PYTHONPATH=$(ROOT) $(BIN)/python benchmarks/fuzz_rows.py --folder build/fuzz/rows --rows $(FUZZ_ROWS)
+	PYTHONPATH=$(ROOT) $(BIN)/python benchmarks/fuzz_readers.py --folder build/fuzz/readers --seconds $(FUZZ_SECONDS)
 
 check: lint  ## format, lint, types, layers, code size, then the tests
 	$(MAKE) test

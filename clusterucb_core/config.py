@@ -9,7 +9,6 @@ from pathlib import Path
 from string import Template
 from typing import Any, Literal, TypeGuard, TypeVar, cast
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from clusterucb_core.artifacts import fingerprint
@@ -27,6 +26,7 @@ from clusterucb_core.stages.features import FeatureSettings
 from clusterucb_core.stages.pool_change import ReselectSettings
 from clusterucb_core.stages.training import FinetuneSettings, WarmupSettings
 from clusterucb_core.targets.catalog import TargetSettings
+from clusterucb_core.yaml_text import MAX_CHARS, parse_yaml
 
 # Variables that by their name hold what nobody may read: paths are kept in tables, in MLflow and in Prefect.
 SECRET = re.compile(
@@ -34,6 +34,8 @@ SECRET = re.compile(
     re.IGNORECASE,
 )
 Model = TypeVar("Model", bound=BaseModel)
+# A list of a hundred thousand wrong entries is told of by its first ones and a count.
+MOST_COMPLAINTS = 50
 
 
 class RunConfig(Frozen):
@@ -147,10 +149,7 @@ def set_value(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise InvalidConfig(f"--set {override!r}: {name} is {child!r}, not a section")
         node = cast("dict[str, Any]", child)
-    try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidConfig(f"--set {override!r}: the value is no valid YAML: {error}") from error
+    node[leaf] = parse_yaml(text, where=f"--set {override[:200]!r}: the value")
 
 
 def validated(kind: type[Model], tree: object, *, where: str) -> Model:
@@ -162,7 +161,9 @@ def validated(kind: type[Model], tree: object, *, where: str) -> Model:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise InvalidConfig(f"{where}: " + "; ".join(complaints(kind, error))) from error
+        found = complaints(kind, error)
+        more = f"; and {len(found) - MOST_COMPLAINTS} more" if len(found) > MOST_COMPLAINTS else ""
+        raise InvalidConfig(f"{where}: " + "; ".join(found[:MOST_COMPLAINTS]) + more) from error
 
 
 def config_digest(config: RunConfig) -> str:
@@ -176,13 +177,13 @@ def _names(targets: Sequence[TargetSettings]) -> str:
 
 def _read_tree(path: Path) -> dict[str, Any]:
     try:
-        tree: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARS + 1)
     except FileNotFoundError as error:
         raise InvalidConfig(f"{path} does not exist; give the path of a configuration file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfig(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise InvalidConfig(f"{path} is no valid YAML: {error}") from error
+    tree = parse_yaml(text, where=str(path))
     if not isinstance(tree, dict):
         raise InvalidConfig(
             f"{path} holds {type(tree).__name__}; a configuration is a mapping with pool, target, model"
@@ -224,7 +225,10 @@ def _absolute_model(
     if isinstance(settings, dict) and isinstance(settings.get(key), str):
         base = _expanded(settings[key], variables, place=f"{section}.{key}")
         # a base may be a hub id: only an existing folder is a path
-        settings[key] = str((folder / base).absolute()) if (folder / base).is_dir() else base
+        try:
+            settings[key] = str((folder / base).absolute()) if (folder / base).is_dir() else base
+        except OSError as error:  # longer than a path can be
+            raise InvalidConfig(f"{section}.{key}: {base[:80]!r} is no path ({error.strerror})") from error
 
 
 def _names_file(text: object, folder: Path) -> TypeGuard[str]:
@@ -237,7 +241,13 @@ def _names_file(text: object, folder: Path) -> TypeGuard[str]:
 
 def _absolute(section: object, key: str, folder: Path, variables: Mapping[str, str]) -> None:
     if isinstance(section, dict) and isinstance(section.get(key), str):
-        path = Path(_expanded(section[key], variables, place=key)).expanduser()
+        path = Path(_expanded(section[key], variables, place=key))
+        try:
+            path = path.expanduser()
+        except RuntimeError as error:  # ~name of nobody
+            raise InvalidConfig(
+                f"{key}: {str(path)[:80]!r} is in no known home folder; write it out"
+            ) from error
         section[key] = str((folder / path).absolute())
 
 

@@ -278,22 +278,26 @@ def _encode_marked(chat: ChatFormat, text: str) -> _Encoding:
 
     Without this, a sample that quotes `</s>` or holds the HTML tag `<s>` would end its turn in the middle.
     """
-    pieces: list[_Encoding] = []
+    plain: list[str] = []
+    marked: list[str] = []
+    starts: list[int] = []
     position = 0
-    for marked in _MARKED.finditer(text):
-        pieces.append(_piece(chat, text[position : marked.start()], position))
-        pieces.append(_piece(chat, marked.group(1) or "", marked.start(1), as_text=True))
-        position = marked.end()
-    pieces.append(_piece(chat, text[position:], position))
+    for found in _MARKED.finditer(text):
+        plain.append(text[position : found.start()])
+        marked.append(found.group(1) or "")
+        starts += [position, found.start(1)]
+        position = found.end()
+    plain.append(text[position:])
+    starts.append(position)
+    # in two calls, whatever their number: a hostile text may hold a hundred thousand
+    between = _encode_plain(chat, plain)
+    distinct = list(dict.fromkeys(marked))
+    tokens = dict(zip(distinct, _encode_plain(chat, distinct, as_text=True), strict=True))
+    pieces = [between[0]]
+    for token, after in zip(marked, between[1:], strict=True):
+        pieces += [tokens[token], after]
     return _Encoding(
         np.concatenate([piece.ids for piece in pieces]),
-        np.concatenate([piece.starts for piece in pieces]),
-        np.concatenate([piece.ends for piece in pieces]),
+        np.concatenate([piece.starts + at for piece, at in zip(pieces, starts, strict=True)]),
+        np.concatenate([piece.ends + at for piece, at in zip(pieces, starts, strict=True)]),
     )
-
-
-def _piece(chat: ChatFormat, text: str, position: int, *, as_text: bool = False) -> _Encoding:
-    if not text:
-        return _encoding([], [])
-    (piece,) = _encode_plain(chat, [text], as_text=as_text)
-    return _Encoding(piece.ids, piece.starts + position, piece.ends + position)

@@ -163,10 +163,18 @@ def _refuse_surrogates(value: str, field: str) -> None:
 def _trimmed(turn: Message) -> Message:
     text = turn.content.strip()
     if turn.role == "assistant":
-        while text.endswith(END_MARKERS):
-            marker = next(marker for marker in END_MARKERS if text.endswith(marker))
-            text = text.removesuffix(marker).rstrip()
+        text = text[: _end_without_markers(text)]
     return turn if text == turn.content else Message(turn.role, text)
+
+
+def _end_without_markers(text: str) -> int:
+    # the text is cut once: a megabyte of markers, cut one by one, would take minutes
+    end = len(text)
+    while text.endswith(END_MARKERS, 0, end):
+        end -= next(len(marker) for marker in END_MARKERS if text.endswith(marker, 0, end))
+        while end and text[end - 1].isspace():
+            end -= 1
+    return end
 
 
 def _between_prompt_and_answer(turns: list[Message]) -> list[Message]:

@@ -7,12 +7,14 @@ line a row, a double quote is plain text, the header row is optional.
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from clusterucb_core.pool.lines import Line, decode, read_lines, too_long
+from clusterucb_core.pool.lines import Line, check_stretch, decode, read_lines, too_long
 from clusterucb_core.pool.quarantine import MAX_ROW_BYTES, BadRow, RawRow, Reason, Unusable, bad_row
 
+# Lines are held until their quote closes, and the shortest take a hundred bytes each.
+_MAX_RECORD_LINES = 200_000
 _REST_OF_QUOTED = re.compile(rb'([^"]*(?:""[^"]*)*)"(?!")')
 
 
@@ -21,6 +23,17 @@ class _Record:
     number: int
     fields: list[str]
     raw: bytes
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What has been read of a record: lines that are kept, lines and bytes of all, and where it stands."""
+
+    lines: list[Line] = field(default_factory=list[Line])
+    count: int = 0
+    size: int = 0
+    is_open: bool = False
+    is_long: bool = False
 
 
 def csv_rows(stream: BinaryIO) -> Iterator[RawRow | BadRow]:
@@ -72,36 +85,48 @@ def _tsv_records(stream: BinaryIO) -> Iterator[_Record | BadRow]:
 def _csv_records(stream: BinaryIO) -> Iterator[_Record | BadRow]:
     lines = read_lines(stream, keep_blank=True)
     again: deque[Line] = deque()
+    closes = True
     while True:
-        taken, size, is_open = _take_record(again, lines)
-        if not taken:
+        taken = _take_record(again, lines, closes=closes)
+        if not taken.lines:
             return
-        number, data = taken[0].number, b"\n".join(line.data for line in taken).removesuffix(b"\r")
-        if size > MAX_ROW_BYTES or not all(line.complete for line in taken):
+        number, data = taken.lines[0].number, b"\n".join(line.data for line in taken.lines)
+        if taken.is_open and taken.is_long:
+            detail = f"a quote that is never closed; the {taken.count - 1} lines after it are lost: close it"
+            yield bad_row(number, Reason.INVALID_CSV, detail, raw=data)
+        elif taken.is_long:
             yield too_long(number, data)
-        elif is_open:
+        elif taken.is_open:
             # Nothing closes the quote before the file ends: it was a stray one, the other lines are rows.
-            yield bad_row(number, Reason.INVALID_CSV, "a quote that is never closed", raw=taken[0].data)
-            again.extend(taken[1:])
+            yield bad_row(number, Reason.INVALID_CSV, "a quote that is never closed", raw=taken.lines[0].data)
+            again.extend(taken.lines[1:])
+            closes = False
         elif data.strip():
+            data = data.removesuffix(b"\r")
             yield _record(number, _split_csv(data), data)
 
 
-def _take_record(again: deque[Line], lines: Iterator[Line]) -> tuple[list[Line], int, bool]:
-    """Return the lines of the next record, its bytes, and whether a quote is open at the end of the file.
+def _take_record(again: deque[Line], lines: Iterator[Line], *, closes: bool) -> _Taken:
+    """Return the lines of the next record; of a long one only the beginning is kept.
 
-    Of a record above `MAX_ROW_BYTES` only the beginning is kept.
+    Args:
+        again: lines that were read before and go first.
+        lines: the lines to read.
+        closes: whether any line may close a quote that an earlier one opened; it is false for the lines after
+            one whose quote stayed open up to the end of the file.
     """
-    taken: list[Line] = []
-    size, is_open = 0, False
+    taken = _Taken()
     while line := again.popleft() if again else next(lines, None):
-        is_open = line.complete and _open_after(line.data, is_open)
-        if size <= MAX_ROW_BYTES:
-            taken.append(line)
-        size += len(line.data) + 1
-        if not is_open:
+        taken.is_open = line.complete and _open_after(line.data, taken.is_open)
+        if not taken.is_long:
+            taken.lines.append(line)
+        taken.count += 1
+        check_stretch(taken.count)
+        taken.size += len(line.data) + 1
+        taken.is_long |= taken.size > MAX_ROW_BYTES or taken.count > _MAX_RECORD_LINES or not line.complete
+        if not (taken.is_open and closes):
             break
-    return taken, size, is_open
+    return taken
 
 
 def _open_after(line: bytes, is_open: bool) -> bool:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import ClassVar, Literal, assert_never, cast, get_args
 
 from clusterucb_core.errors import InvalidPool
-from clusterucb_core.pool.conversations import content_id, conversation, type_name
+from clusterucb_core.pool.conversations import content_id, conversation, count_chars, type_name
 from clusterucb_core.pool.message_trees import tree_paths
-from clusterucb_core.pool.quarantine import BadRow, RawRow, Reason, Unusable, bad_row
+from clusterucb_core.pool.quarantine import MAX_ROW_BYTES, BadRow, RawRow, Reason, Unusable, bad_row
 from clusterucb_core.pool.rows import read_rows
 from clusterucb_core.pool.turns import (
     first_text,
@@ -31,6 +31,11 @@ from clusterucb_core.records import Message, Sample
 
 # So many rows of other keys may come before the first one of a known shape.
 DETECTION_ROWS = 64
+# ... and so many bytes: what cannot be placed yet is held.
+DETECTION_BYTES = MAX_ROW_BYTES
+_ROW_OVERHEAD_BYTES = 512
+# Every sample of a row repeats its instruction or the turns before: a few megabytes could give terabytes.
+MAX_ROW_CHARS = 4 * MAX_ROW_BYTES
 # A tree of thousands of bad messages is named by its first ones and a count.
 MAX_FINDINGS = 100
 
@@ -161,21 +166,27 @@ def read_file(
         InvalidPool: the suffix is unknown, the file cannot be read, or its rows have no known shape.
     """
     shapes = _shapes(format_name)
-    waiting: list[RawRow] = []
+    waiting: list[RawRow | BadRow] = []
+    unknown = held_bytes = 0
     shape: Shape | None = None
     for row in _raw_rows(path, shapes):
         if isinstance(row, BadRow):
-            yield ReadRow(row.row_number, (), (row,))
-            continue
+            if not waiting:
+                yield ReadRow(row.row_number, (), (row,))
+                continue
+        else:
+            unknown += 1
+            shape = shape or _detected(row, shapes, path)
         waiting.append(row)
-        shape = shape or _detected(row, shapes, path)
+        held_bytes += len(row.raw) + _ROW_OVERHEAD_BYTES
         if shape is not None:
             yield from (_read_row(shape, known, source=source, min_chars=min_chars) for known in waiting)
             waiting.clear()
-        elif len(waiting) == DETECTION_ROWS:
+        elif unknown == DETECTION_ROWS or held_bytes > DETECTION_BYTES:
             break
     if waiting:
-        raise InvalidPool(f"{path}: {_unknown_shape(waiting[0].value, shapes)}")
+        first = next(row for row in waiting if isinstance(row, RawRow))
+        raise InvalidPool(f"{path}: {_unknown_shape(first.value, shapes)}")
 
 
 def file_shape(path: Path, format_name: FormatName = "auto") -> str | None:
@@ -186,18 +197,22 @@ def file_shape(path: Path, format_name: FormatName = "auto") -> str | None:
     Raises:
         InvalidPool: the suffix is unknown, the file cannot be read, or its rows have no known shape.
     """
-    shapes, unknown = _shapes(format_name), list[RawRow]()
+    shapes = _shapes(format_name)
+    first: RawRow | None = None
+    unknown, held_bytes = 0, 0
     for row in _raw_rows(path, shapes):
         if isinstance(row, BadRow):
             continue
         shape = _fitting(row.value, shapes)
         if shape is not None:
             return shape.name
-        unknown.append(row)
-        if len(unknown) == DETECTION_ROWS:
+        first = first or row
+        unknown += 1
+        held_bytes += len(row.raw)
+        if unknown == DETECTION_ROWS or held_bytes > DETECTION_BYTES:
             break
-    if unknown:
-        raise InvalidPool(f"{path}: {_unknown_shape(unknown[0].value, shapes)}")
+    if first:
+        raise InvalidPool(f"{path}: {_unknown_shape(first.value, shapes)}")
     return None
 
 
@@ -248,14 +263,21 @@ def _needs(shape: Shape) -> str:
     return ", ".join("|".join(keys) for keys in shape.needs)
 
 
-def _read_row(shape: Shape, row: RawRow, *, source: str, min_chars: int) -> ReadRow:
+def _read_row(shape: Shape, row: RawRow | BadRow, *, source: str, min_chars: int) -> ReadRow:
+    if isinstance(row, BadRow):
+        return ReadRow(row.row_number, (), (row,))
     samples: list[Sample] = []
     findings: list[Unusable] = []
+    chars = 0
     try:
         for turns in _conversations(shape, _fields(shape, row.value)):
             if isinstance(turns, Unusable):
                 findings.append(turns)
                 continue
+            chars += count_chars(turns)
+            if chars > MAX_ROW_CHARS:
+                detail = f"its samples have more than {MAX_ROW_CHARS} characters together; split the row"
+                raise Unusable(Reason.ROW_TOO_LONG, detail)
             try:
                 messages = conversation(turns, min_chars=min_chars)
                 samples.append(Sample(content_id(messages), source, messages))

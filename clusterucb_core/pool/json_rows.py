@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
-from clusterucb_core.pool.lines import BYTE_ORDER_MARK, decode, read_lines, too_long
+from clusterucb_core.pool.lines import BYTE_ORDER_MARK, check_stretch, decode, read_lines, too_long
 from clusterucb_core.pool.quarantine import (
     MAX_ROW_BYTES,
     RAW_BYTES,
@@ -24,6 +24,8 @@ from clusterucb_core.pool.quarantine import (
 )
 
 _CHUNK_BYTES = 1 << 16
+# Far deeper than the parser goes: how brackets pair below it does not matter, only that they are few to hold.
+_MAX_DEPTH = 4096
 _OUTSIDE_TEXT = re.compile(rb'["\[\]{},]')
 # A newline cannot stand in a JSON text: where it does, a quote is missing, and the element ends there.
 _INSIDE_TEXT = re.compile(rb'["\\\n]')
@@ -93,24 +95,32 @@ class _Element:
 
 @dataclass(slots=True)
 class _Scan:
-    """Where the scan stands: brackets open inside the element, inside a text or not, the array's end."""
+    """Where the scan stands: brackets open inside the element, inside a text or not, the array's end.
+
+    Of the brackets deeper than `_MAX_DEPTH` only the count is kept.
+    """
 
     brackets: bytearray = field(default_factory=bytearray)
+    deeper: int = 0
     in_text: bool = False
     skip: int = 0
     closed: bool = False
 
 
 def _elements(stream: BinaryIO) -> Iterator[_Element]:
-    scan, element, count = _Scan(), _Element(), 0
+    scan, element, count, blank = _Scan(), _Element(), 0, 0
     buffered = cast("io.BufferedReader", stream)
     while chunk := buffered.read1(_CHUNK_BYTES):
         start = 0
         for cut in _cuts(chunk, scan):
             element.add(chunk[start:cut])
             start = cut + 1
-            if not element.is_blank():
+            if element.is_blank():
+                blank += 1
+                check_stretch(blank)
+            else:
                 count += 1
+                blank = 0
                 yield element
             element = _Element()
         element.add(chunk[start:])
@@ -138,14 +148,20 @@ def _cuts(chunk: bytes, scan: _Scan) -> Iterator[int]:
             case b"\n":
                 scan.in_text = False
                 scan.brackets.clear()
+                scan.deeper = 0
                 yield found.start()
             case b"," if not scan.brackets:
                 yield found.start()
             case b"[" | b"{" as opener:
-                scan.brackets += opener
+                if len(scan.brackets) < _MAX_DEPTH:
+                    scan.brackets += opener
+                else:
+                    scan.deeper += 1
             case b"]" if not scan.brackets:
                 scan.closed = True
                 yield found.start()
+            case b"]" | b"}" if scan.deeper:
+                scan.deeper -= 1
             case b"]" | b"}" as closer:
                 _close(scan.brackets, _OPENER[closer[0]])
             case _:

@@ -4,9 +4,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from clusterucb_core.pool.quarantine import MAX_ROW_BYTES, RAW_BYTES, BadRow, Reason, Unusable, bad_row
+from clusterucb_core.pool.quarantine import (
+    MAX_ROW_BYTES,
+    RAW_BYTES,
+    BadRow,
+    BrokenContainer,
+    Reason,
+    Unusable,
+    bad_row,
+)
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# A file of line breaks would keep the readers busy for minutes and give no row.
+MAX_STRETCH_LINES = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +33,11 @@ def read_lines(stream: BinaryIO, *, keep_blank: bool = False) -> Iterator[Line]:
 
     Only `\n` ends a line: other Unicode line separators are text, and a `\r` before it stays for the caller.
     A byte order mark at the start of the stream is skipped.
+
+    Raises:
+        BrokenContainer: more than `MAX_STRETCH_LINES` lines in a row are blank.
     """
-    number = 0
+    number = filled = 0
     while data := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
         if number == 1:
@@ -34,8 +47,25 @@ def read_lines(stream: BinaryIO, *, keep_blank: bool = False) -> Iterator[Line]:
             yield Line(number, data[:RAW_BYTES], complete=False)
             continue
         data = data.removesuffix(b"\n")
-        if keep_blank or data.strip():
+        if data.strip():
+            filled = number
             yield Line(number, data)
+            continue
+        check_stretch(number - filled)
+        if keep_blank:
+            yield Line(number, data)
+
+
+def check_stretch(lines: int) -> None:
+    """Break a container off in which so many lines have gone by without a row.
+
+    Raises:
+        BrokenContainer: they are more than `MAX_STRETCH_LINES`.
+    """
+    if lines > MAX_STRETCH_LINES:
+        raise BrokenContainer(
+            f"no row ends within {MAX_STRETCH_LINES} lines; look whether the file is damaged"
+        )
 
 
 def too_long(number: int, data: bytes) -> BadRow:

@@ -7,6 +7,9 @@ from clusterucb_core.pool.conversations import role_of, text_of, type_name
 from clusterucb_core.pool.quarantine import Reason, Unusable
 from clusterucb_core.records import Message
 
+# Far more than an honest tree has; the ways through a wide and deep one would fill the memory.
+MAX_PATH_TURNS = 200_000
+
 _Node = tuple[Message, Mapping[str, Any]]
 
 
@@ -21,15 +24,22 @@ def tree_paths(root: object) -> Iterator[tuple[Message, ...] | Unusable]:
 
     Yields:
         Paths, and for each message that cannot be used the finding; the other paths are not touched by it.
+        Where all paths together pass `MAX_PATH_TURNS` turns, the last is the finding that says so.
     """
     top, findings = _usable([root])
     yield from findings
     given: set[tuple[Message, ...]] = set()
+    turns = 0
     stack: list[tuple[_Node, tuple[Message, ...]]] = [(node, ()) for node in top]
     while stack:
         (message, node), before = stack.pop()
         path = (*before, message)
         replies, bad = _usable(node.get("replies"))
+        turns += 0 if replies else len(path)
+        if turns > MAX_PATH_TURNS:
+            detail = f"the paths of the tree have more than {MAX_PATH_TURNS} turns together; split the tree"
+            yield Unusable(Reason.ROW_TOO_LONG, detail)
+            return
         findings += bad
         yield from bad
         stack.extend((reply, path) for reply in reversed(replies))
@@ -67,7 +77,8 @@ def _checked(reply: object) -> _Node | None:
 
 def _rank(node: Mapping[str, Any]) -> float:
     rank = node.get("rank")
-    return float(rank) if isinstance(rank, int | float) else float("inf")
+    # compared as it is: a whole number of hundreds of digits is no float; one that is no number has no place
+    return rank if isinstance(rank, int | float) and rank == rank else float("inf")
 
 
 def _to_last_answer(path: tuple[Message, ...]) -> tuple[Message, ...]:

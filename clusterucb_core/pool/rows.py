@@ -9,6 +9,7 @@ import zstandard
 
 from clusterucb_core.containers import inner_suffix, open_bytes
 from clusterucb_core.errors import InvalidPool
+from clusterucb_core.pool.bounded_stream import BoundedStream
 from clusterucb_core.pool.delimited_rows import csv_rows, tsv_rows
 from clusterucb_core.pool.json_rows import holds_array, json_array_rows, json_line_rows
 from clusterucb_core.pool.parquet_rows import parquet_rows
@@ -23,7 +24,8 @@ def read_rows(
 ) -> Iterator[RawRow | BadRow]:
     """Give the rows of a file as its container holds them, in bounded memory.
 
-    A container that breaks off gives its rows so far and one last `broken_container` record.
+    A container that breaks off gives its rows so far and one last `broken_container` record; so does one in
+    which no row ends within `MAX_STRETCH_BYTES`.
 
     Args:
         path: a file with one of `SUFFIXES`, perhaps with `.gz` or `.zst` after it.
@@ -53,26 +55,25 @@ def _container_rows(
     if suffix == ".parquet":
         yield from parquet_rows(path, columns)
         return
-    if suffix == ".json":
-        yield from _json_rows(path)
-        return
-    with open_bytes(path) as stream:
+    if suffix not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise InvalidPool(f"{path} has the suffix {suffix!r}; known are {known}, also with .gz or .zst")
+    is_array = suffix == ".json" and _holds_array(path)
+    with open_bytes(path) as plain:
+        bounded = BoundedStream(plain)
+        stream = bounded.buffered()
         match suffix:
-            case ".jsonl":
-                yield from json_line_rows(stream)
             case ".csv":
-                yield from csv_rows(stream)
+                rows = csv_rows(stream)
             case ".tsv":
-                yield from tsv_rows(stream, is_header)
+                rows = tsv_rows(stream, is_header)
             case _:
-                known = ", ".join(SUFFIXES)
-                raise InvalidPool(
-                    f"{path} has the suffix {suffix!r}; known are {known}, also with .gz or .zst"
-                )
+                rows = json_array_rows(stream) if is_array else json_line_rows(stream)
+        for row in rows:
+            bounded.row_ended()
+            yield row
 
 
-def _json_rows(path: Path) -> Iterator[RawRow | BadRow]:
+def _holds_array(path: Path) -> bool:
     with open_bytes(path) as stream:
-        is_array = holds_array(stream)
-    with open_bytes(path) as stream:
-        yield from json_array_rows(stream) if is_array else json_line_rows(stream)
+        return holds_array(BoundedStream(stream).buffered())

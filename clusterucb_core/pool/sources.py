@@ -125,7 +125,13 @@ def ingest_fingerprint(
 
 def _matches(pattern: str, base_folder: Path) -> list[Path]:
     literal = base_folder / pattern
-    if literal.is_dir():
+    try:
+        is_folder = literal.is_dir()
+    except OSError as error:  # longer than a path can be
+        raise InvalidPool(
+            f"pool source {pattern[:80]!r} is no path ({error.strerror}); correct pool.sources.path"
+        ) from error
+    if is_folder:
         raise InvalidPool(
             f"pool source {literal} is a folder; name its files, for instance {pattern}/*.jsonl.gz"
         )
@@ -139,6 +145,10 @@ def _matches(pattern: str, base_folder: Path) -> list[Path]:
             f"pool source {pattern!r} matches no file in {base_folder}; correct pool.sources.path"
         )
     for path in paths:
+        if path.name != path.name.encode("utf-8", "replace").decode():
+            raise InvalidPool(
+                f"the name of {path.name!a} in {base_folder} is not UTF-8, so no table can hold it; rename it"
+            )
         if inner_suffix(path) not in SUFFIXES:
             known = ", ".join(SUFFIXES)
             raise InvalidPool(

@@ -19,6 +19,8 @@ Split = Literal["validation", "test"]
 
 _SUFFIXES = (".jsonl", ".json")
 _ROLES: tuple[Role, ...] = get_args(Role)
+# Rows are held and checked together; the largest test sets in use have a tenth of this.
+MAX_TARGET_BYTES = 128 * 1024 * 1024
 _BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 
 _Row = dict[str, Any]
@@ -37,7 +39,8 @@ def read_rows(path: Path, split: Split, *, subtask_key: str, default_subtask: st
         One row each. The id is the hash of the content; a repeated row gets an id of its own.
 
     Raises:
-        InvalidTarget: the file cannot be read, a row cannot be used, or no row belongs to the split.
+        InvalidTarget: the file cannot be read or unfolds to more than `MAX_TARGET_BYTES`, a row cannot be
+            used, or no row belongs to the split.
     """
     rows: list[TargetRow] = []
     seen: dict[str, int] = {}
@@ -71,8 +74,13 @@ def _records(path: Path) -> Iterator[tuple[str, _Row]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, _Row]]:
+    left = MAX_TARGET_BYTES
     with open_bytes(path) as file:
-        for number, line in enumerate(file, start=1):
+        number = 0
+        while line := file.readline(left + 1):
+            number += 1
+            left -= len(line)
+            _check_size(path, left)
             if line.strip():
                 place = f"{path}, line {number}"
                 yield place, _as_row(_decode(line, place), place)
@@ -80,12 +88,22 @@ def _json_lines(path: Path) -> Iterator[tuple[str, _Row]]:
 
 def _json_array(path: Path) -> Iterator[tuple[str, _Row]]:
     with open_bytes(path) as file:
-        content = _decode(file.read(), str(path))
+        data = file.read(MAX_TARGET_BYTES + 1)
+    _check_size(path, MAX_TARGET_BYTES - len(data))
+    content = _decode(data, str(path))
     if not isinstance(content, list):
         raise InvalidTarget(f"{path} holds {_seen(content)}, not an array of rows; wrap the rows in [ ]")
     for number, value in enumerate(cast("list[object]", content), start=1):
         place = f"{path}, row {number}"
         yield place, _as_row(value, place)
+
+
+def _check_size(path: Path, left: int) -> None:
+    if left < 0:
+        raise InvalidTarget(
+            f"{path} holds more than {MAX_TARGET_BYTES} bytes, unpacked; a target is some thousand rows: "
+            "leave some out, or look whether the file is a decompression bomb"
+        )
 
 
 def _decode(data: bytes, place: str) -> object:

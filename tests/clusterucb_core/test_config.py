@@ -335,3 +335,18 @@ def test_a_variable_of_another_kind_may_stand_in_a_path(write, name):
         write(target={"name": "t", "validation": f"${name}/t"}), variables={name: "/data"}
     )
     assert config.target.validation == "/data/t"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"base": "m" * 5000}}, "model.base: 'mmm"),
+        ({"pool": {"sources": [{"path": "~nobody-of-this-name/a.jsonl"}]}}, "is in no known home folder"),
+        ({"pool": {"sources": list(range(60))}}, "; and 11 more"),
+    ],
+)
+def test_what_only_looks_like_a_path_or_comes_in_crowds_is_told_in_short(write, changes, message):
+    with pytest.raises(InvalidConfig) as caught:
+        load_config(write(**changes))
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 20_000

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -162,3 +163,9 @@ def test_the_content_id_tells_roles_borders_and_copies_apart() -> None:
     ]
     ids = {content_id(messages) for messages in conversations} | {content_id(conversations[0], copy=2)}
     assert len(ids) == 5
+
+
+def test_a_megabyte_of_end_markers_is_cut_at_once() -> None:
+    began = time.process_time()
+    assert _kept("u:Q", "a:A" + "</s> <|im_end|>\n" * 60_000) == ["u:Q", "a:A"]
+    assert time.process_time() - began < 5

@@ -1,5 +1,6 @@
 import csv
 import io
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -92,3 +93,18 @@ def test_whatever_the_csv_module_writes_is_read_back(rows: list[tuple[str, str]]
 def test_every_line_of_any_file_is_in_a_row_or_a_record(noise: list[int]) -> None:
     rows = csv_rows(io.BytesIO(b"a,b\n" + bytes(noise)))
     assert all(isinstance(row, RawRow | BadRow) for row in rows)
+
+
+def test_lines_that_leave_a_quote_open_in_either_state_take_no_time_by_their_square() -> None:
+    began = time.process_time()
+    assert _csv(b"a,b\n" + b'x","y\n' * 30_000) == ["invalid_csv"] * 30_000
+    assert time.process_time() - began < 5
+
+
+def test_lines_lost_to_a_quote_far_from_the_end_of_the_file_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("clusterucb_core.pool.delimited_rows._MAX_RECORD_LINES", 1000)
+    (row,) = csv_rows(io.BytesIO(b'a,b\n1,"2\n' + b"3,4\n" * 1001))
+    assert isinstance(row, BadRow)
+    assert row.detail == "a quote that is never closed; the 1001 lines after it are lost: close it"

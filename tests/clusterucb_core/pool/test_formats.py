@@ -15,6 +15,7 @@ from clusterucb_core.errors import InvalidPool
 from clusterucb_core.pool.formats import (
     DETECTION_ROWS,
     MAX_FINDINGS,
+    MAX_ROW_CHARS,
     SHAPES,
     FormatName,
     ReadRow,
@@ -349,3 +350,28 @@ def test_a_shape_that_was_asked_for_is_the_only_one(tmp_path: Path) -> None:
     assert file_shape(path, "prompt_completion") == "prompt_completion"
     with pytest.raises(InvalidPool, match="Known shapes: alpaca"):
         file_shape(path, "alpaca")
+
+
+def test_rows_stay_in_the_order_of_the_file_before_the_shape_is_known(tmp_path: Path) -> None:
+    rows = _read(_lines(tmp_path / "a.jsonl", ["{", {"other": 1}, "{", GOOD, "}"]))
+    assert [row.row_number for row in rows] == [1, 2, 3, 4, 5]
+    assert _texts(rows) == ["invalid_json", "missing_field", "invalid_json", "u:Q a:A", "invalid_json"]
+
+
+def test_strangers_are_held_up_to_a_few_megabytes_only(tmp_path: Path) -> None:
+    strangers: list[object] = [{"other": "x" * 1_500_000}] * 4
+    with pytest.raises(InvalidPool, match="no reader knows the shape"):
+        _read(_lines(tmp_path / "a.jsonl", [*strangers, GOOD]))
+    with pytest.raises(InvalidPool, match="no reader knows the shape"):
+        file_shape(tmp_path / "a.jsonl")
+
+
+def test_a_row_that_repeats_its_text_in_every_sample_stops_at_a_limit(tmp_path: Path) -> None:
+    row = {"instruction": "x" * 1_000_000, "instances": [{"output": str(n)} for n in range(100_000)]}
+    (read,) = _read(_lines(tmp_path / "a.jsonl", [row]))
+    assert len(read.samples) == MAX_ROW_CHARS // 1_000_001
+    assert [bad.reason for bad in read.bad] == ["row_too_long"]
+
+
+def test_of_a_key_that_is_there_twice_the_last_value_counts(tmp_path: Path) -> None:
+    assert _one(tmp_path, '{"prompt": "P", "completion": "A", "prompt": "Q"}') == ["u:Q a:A"]

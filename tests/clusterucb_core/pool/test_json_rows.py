@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -149,3 +150,22 @@ def test_no_bytes_make_the_scan_fail_in_another_way(data: bytes, noise: list[int
         with contextlib.suppress(BrokenContainer):
             _seen(json_array_rows(io.BytesIO(b"[" + content)))
         assert all(isinstance(row, RawRow | BadRow) for row in json_line_rows(io.BytesIO(content)))
+
+
+def test_brackets_that_never_pair_take_no_time_by_their_square() -> None:
+    began = time.process_time()
+    with pytest.raises(BrokenContainer, match="the array is not closed"):
+        list(json_array_rows(io.BytesIO(b"[" + b"[" * 300_000 + b"}" * 100_000)))
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("depth", [4095, 4096, 4097, 60_000])
+def test_an_element_deeper_than_the_scan_keeps_count_of_costs_no_other(depth: int) -> None:
+    array = b"[1," + b"[" * depth + b"]" * depth + b',"a"]'
+    assert _seen(json_array_rows(io.BytesIO(array))) == [1, "too_deep", "a"]
+
+
+def test_an_array_of_commas_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clusterucb_core.pool.lines.MAX_STRETCH_LINES", 1000)
+    with pytest.raises(BrokenContainer, match="no row ends within"):
+        list(json_array_rows(io.BytesIO(b"[" + b"," * 1001)))

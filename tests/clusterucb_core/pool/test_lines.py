@@ -3,7 +3,7 @@ import io
 import pytest
 
 from clusterucb_core.pool.lines import Line, decode, read_lines
-from clusterucb_core.pool.quarantine import MAX_ROW_BYTES, RAW_BYTES, Unusable
+from clusterucb_core.pool.quarantine import MAX_ROW_BYTES, RAW_BYTES, BrokenContainer, Unusable
 
 
 def test_a_long_line_is_skipped_to_its_end() -> None:
@@ -26,3 +26,11 @@ def test_the_place_of_a_wrong_byte_is_named() -> None:
         decode(b"ab\xff")
     with pytest.raises(Unusable, match="NUL byte at byte 1"):
         decode(b"a\x00")
+
+
+def test_a_file_of_line_breaks_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clusterucb_core.pool.lines.MAX_STRETCH_LINES", 1000)
+    stream = io.BytesIO(b"1\n" + b"\n" * 1000 + b"2\n")
+    assert [line.data for line in read_lines(stream)] == [b"1", b"2"]
+    with pytest.raises(BrokenContainer, match="no row ends within 1000 lines"):
+        list(read_lines(io.BytesIO(b"\n" * 1001)))

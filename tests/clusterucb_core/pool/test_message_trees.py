@@ -1,6 +1,6 @@
 from typing import Any
 
-from clusterucb_core.pool.message_trees import tree_paths
+from clusterucb_core.pool.message_trees import MAX_PATH_TURNS, tree_paths
 from clusterucb_core.pool.quarantine import Reason, Unusable
 
 
@@ -59,3 +59,19 @@ def test_a_deep_chain_is_walked_without_recursion() -> None:
     (path,) = tree_paths(tree)
     assert not isinstance(path, Unusable)
     assert len(path) == 5000
+
+
+def test_a_rank_of_hundreds_of_digits_or_none_at_all_orders_as_numbers_do() -> None:
+    tree = _node("p", _node("a1", rank=10**400), _node("a2", rank=float("nan")), _node("a3", rank=-(10**400)))
+    assert _paths(tree) == ["p a3", "p a1", "p a2"]
+
+
+def test_a_tree_whose_paths_would_fill_the_memory_is_given_up() -> None:
+    tree = _node("a", *[_node("p same")] * 30_000)
+    for _ in range(400):
+        tree = _node("a", tree)
+    *paths, last = list(tree_paths(_node("p", tree)))
+    assert isinstance(last, Unusable)
+    assert last.reason is Reason.ROW_TOO_LONG
+    assert len(paths) == 1
+    assert MAX_PATH_TURNS < 30_000 * 400

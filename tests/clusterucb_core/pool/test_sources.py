@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,14 @@ def test_a_file_that_vanished_is_an_error(folder: Path) -> None:
     (folder / "a.jsonl").unlink()
     with pytest.raises(InvalidPool, match="cannot be read"):
         ingest_fingerprint(settings, files)
+
+
+def test_a_file_whose_name_no_table_can_hold_is_refused(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")).touch()
+    with pytest.raises(InvalidPool, match=r"is not UTF-8, so no table can hold it; rename it"):
+        _names(tmp_path, "*.jsonl")
+
+
+def test_a_path_longer_than_any_can_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidPool, match="is no path"):
+        _names(tmp_path, "x" * 5000 + ".jsonl")

@@ -1,5 +1,6 @@
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -164,3 +165,12 @@ def test_a_test_that_cannot_be_called_is_an_error(tmp_path, change, message):
     row = ROW | {"test": "def check(f): ...", "entry_point": "f"} | change
     with pytest.raises(InvalidTarget, match=message):
         read(write_lines(tmp_path / "t.jsonl", row))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.zst", "b.jsonl"])
+def test_a_file_beyond_the_limit_is_refused_with_it(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("clusterucb_core.targets.rows.MAX_TARGET_BYTES", 100_000)
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(b"[" + b" " * 100_000 + b"]"))
+    with pytest.raises(InvalidTarget, match=r"holds more than 100000 bytes, unpacked"):
+        read(tmp_path / name)

@@ -110,7 +110,7 @@ def kill_chain(setting: Setting, number: int, *, runner: str, kills: int) -> dic
         state = read_state(place.home, place.scratch)
         chain = Chain(place, starting, setting.arguments(runner), WORKERS[runner], state, setting.stack)
         lines: list[dict[str, Any]] = []
-        record = run_chain(chain, drawn, reference, note=lambda line: lines.append(named | line))
+        record = run_chain(chain, drawn, reference, note=lambda line: _note(lines, named | line))
     record = named | {"whole": True} | record
     with (setting.folder / KILLS).open("a", encoding="utf-8") as file:
         file.writelines(f"{json.dumps(line)}\n" for line in [*lines, record])
@@ -140,6 +140,11 @@ def _forge(setting: Setting, place: Place) -> Iterator[Forge]:
     }
     with forge(place.home, place.home.parent / "run", variables) as starting:
         yield starting
+
+
+def _note(lines: list[dict[str, Any]], line: dict[str, Any]) -> None:
+    print(json.dumps(line), file=sys.stderr, flush=True)
+    lines.append(line)
 
 
 def data_setting(folder: Path, api: str, *, seed: int, samples: int) -> Setting:

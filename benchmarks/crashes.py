@@ -244,16 +244,18 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     folder = given.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends with the blocks that did
-    lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        parser.error(f"another call kills runs in {folder}; wait for its end, or name another folder")
-    if given.data:
-        _kill_all_on_data(folder, given)
-    else:
-        _kill_all(folder, given)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            parser.error(f"another call kills runs in {folder}; wait for its end, or name another folder")
+        signal.signal(
+            signal.SIGTERM, lambda *_: sys.exit(1)
+        )  # what was started ends with the blocks that did
+        if given.data:
+            _kill_all_on_data(folder, given)
+        else:
+            _kill_all(folder, given)
     found = summary(folder)
     report(found)
     facts = {

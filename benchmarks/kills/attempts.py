@@ -144,6 +144,9 @@ def forge(home: Path, log: Path, variables: Mapping[str, str]) -> Generator[Forg
                 child.kill()
         process.kill()
         process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def _environment() -> dict[str, str]:

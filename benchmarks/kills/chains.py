@@ -305,8 +305,8 @@ def _since(start: float | None, end: float | None) -> float | None:
 
 def _identity(place: Place) -> dict[str, str]:
     """Return what names a run and its selection."""
-    trail = newest_trails(Workspace(home=str(place.home)))[0]
-    return {"run_id": trail.run_id}
+    trails = newest_trails(Workspace(home=str(place.home)))
+    return {"run_id": trails[0].run_id if trails else "nothing is left that a re-selection could follow"}
 
 
 def fresh(folder: Path) -> Place:

@@ -6,7 +6,7 @@ version, no lock that is held, nothing finished that is computed again, no proce
 
     python benchmarks/crashes.py --folder FOLDER [--kills 200 --chain 10 --seed 0 --runner mixed]
     python benchmarks/crashes.py --folder FOLDER --runner services --kills 30
-    python benchmarks/crashes.py --folder FOLDER --data --kills 20
+    python benchmarks/crashes.py --folder FOLDER --data --kills 20 --set pool.max_samples=2000
 
 `--runner services` kills PostgreSQL, the Prefect server and MLflow instead, in a local stack of its own.
 `--data` kills the run on real data (it needs `CLUSTERUCB_DATA` and `CLUSTERUCB_MODELS`), each time from one
@@ -110,7 +110,7 @@ def kill_chain(setting: Setting, number: int, *, runner: str, kills: int) -> dic
         state = read_state(place.home, place.scratch)
         chain = Chain(place, starting, setting.arguments(runner), WORKERS[runner], state, setting.stack)
         lines: list[dict[str, Any]] = []
-        record = run_chain(chain, drawn, reference, note=lambda line: lines.append(named | line))
+        record = run_chain(chain, drawn, reference, note=lambda line: _note(lines, named | line))
     record = named | {"whole": True} | record
     with (setting.folder / KILLS).open("a", encoding="utf-8") as file:
         file.writelines(f"{json.dumps(line)}\n" for line in [*lines, record])
@@ -120,14 +120,15 @@ def kill_chain(setting: Setting, number: int, *, runner: str, kills: int) -> dic
 
 
 @contextmanager
-def served_setting(folder: Path, *, seed: int, services: bool) -> Iterator[Setting]:
+def served_setting(folder: Path, given: argparse.Namespace, *, services: bool) -> Iterator[Setting]:
     """Yield the demo beside a running Prefect server, or beside a local stack whose services are victims."""
+    own = {"seed": given.seed, "overrides": given.overrides}
     if services:
         with local_stack(folder / "services") as stack:
-            yield replace(demo_setting(folder, stack.addresses, seed=seed), stack=stack)
+            yield replace(demo_setting(folder, stack.addresses, **own), stack=stack)
         return
     with prefect_server(folder / "server") as api:
-        yield demo_setting(folder, {"PREFECT_API_URL": api}, seed=seed)
+        yield demo_setting(folder, {"PREFECT_API_URL": api}, **own)
 
 
 @contextmanager
@@ -142,10 +143,15 @@ def _forge(setting: Setting, place: Place) -> Iterator[Forge]:
         yield starting
 
 
-def data_setting(folder: Path, api: str, *, seed: int, samples: int) -> Setting:
-    """Return the run on real data of the examples, on so many samples."""
+def _note(lines: list[dict[str, Any]], line: dict[str, Any]) -> None:
+    print(json.dumps(line), file=sys.stderr, flush=True)
+    lines.append(line)
+
+
+def data_setting(folder: Path, api: str, *, seed: int, overrides: Sequence[str] = ()) -> Setting:
+    """Return the run on real data of the examples."""
     config = Path(__file__).resolve().parents[1] / "examples" / "gsm8k_tiny_llama.yaml"
-    overrides = (f"pool.max_samples={samples}", f"execution.shard_samples={SHARD_SAMPLES}")
+    overrides = (f"execution.shard_samples={SHARD_SAMPLES}", *overrides)
     return Setting(folder, config, overrides, {"PREFECT_API_URL": api}, seed)
 
 
@@ -231,32 +237,37 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--runner", choices=["mixed", *WORKERS], default="mixed", help="who computes shards")
     parser.add_argument("--data", action="store_true", help="kill the run on real data, from saved states")
-    parser.add_argument("--samples", type=int, default=2000, help="samples of the run on real data")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="of the run"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "crashes.json")
     given = parser.parse_args(arguments)
     folder = given.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends with the blocks that did
-    lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        parser.error(f"another call kills runs in {folder}; wait for its end, or name another folder")
-    if given.data:
-        _kill_all_on_data(folder, seed=given.seed, kills=given.kills, samples=given.samples)
-    else:
-        _kill_all(folder, given)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            parser.error(f"another call kills runs in {folder}; wait for its end, or name another folder")
+        signal.signal(
+            signal.SIGTERM, lambda *_: sys.exit(1)
+        )  # what was started ends with the blocks that did
+        if given.data:
+            _kill_all_on_data(folder, given)
+        else:
+            _kill_all(folder, given)
     found = summary(folder)
     report(found)
     facts = {
         "date": today(), "hardware": hardware(torch.device("cpu")), "cores": os.cpu_count(),
+        "overrides": given.overrides,
         "versions": versions("prefect", "mlflow", "duckdb", "ray", "torch", "clusterucb"),
     }  # fmt: skip
     write_result(given.out, facts | found)
 
 
 def _kill_all(folder: Path, given: argparse.Namespace) -> None:
-    with served_setting(folder, seed=given.seed, services=given.runner == SERVICES) as setting:
+    with served_setting(folder, given, services=given.runner == SERVICES) as setting:
         while len((done := read_log(folder))[1]) < given.kills:
             number = _next_number(done)
             runner = RUNNERS[number % len(RUNNERS)] if given.runner == "mixed" else given.runner
@@ -264,10 +275,10 @@ def _kill_all(folder: Path, given: argparse.Namespace) -> None:
             print(json.dumps(record), flush=True)
 
 
-def _kill_all_on_data(folder: Path, *, seed: int, kills: int, samples: int) -> None:
+def _kill_all_on_data(folder: Path, given: argparse.Namespace) -> None:
     with prefect_server(folder / "server") as api, (folder / KILLS).open("a", encoding="utf-8") as file:
-        setting = data_setting(folder, api, seed=seed, samples=samples)
-        while len((done := read_log(folder))[1]) < kills:
+        setting = data_setting(folder, api, seed=given.seed, overrides=given.overrides)
+        while len((done := read_log(folder))[1]) < given.kills:
             line = kill_on_data(setting, _next_number(done))
             whole = {"chain": line["chain"], "runner": "threads", "whole": True, "leftovers": {}}
             lines = [line, whole | {"findings": line.get("findings", [])}]

@@ -2,7 +2,7 @@
 
 Folders made and removed: `.<name>.<host><number>.tmp` beside an artifact's. The operating system gives the
 hold back when its holder ends, however it ends: a draft of this machine that nobody holds is what a killed
-process left, and goes when the next one is made beside it.
+process left. It goes when the same artifact is begun again, and after a day with whatever is made beside it.
 """
 
 import fcntl
@@ -11,15 +11,20 @@ import logging
 import os
 import platform
 import shutil
+import time
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clusterucb_core.errors import RunStopped
+
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".tmp"
 DAMAGED = ".damaged"
+# so long a run that was killed may take to go on from what it had finished, while others work beside it
+LEFT_ALONE_S = 24 * 3600.0
 
 
 @contextmanager
@@ -35,13 +40,16 @@ def held_draft(final: Path, *, keep: str | None = None) -> Generator[Path]:
     draft, hold = _made(final)
     try:
         for dead in _dead_drafts(final.parent):
-            if keep is not None and _belongs_to(dead, final):
-                _take_over(dead, draft, keep)
-            logger.info("removing %s, which a process that was killed left", dead)
-            shutil.rmtree(dead, ignore_errors=True)
+            _clear(dead, final, draft, keep)
         yield draft
-    finally:
         shutil.rmtree(draft, ignore_errors=True)
+    except BaseException as error:
+        # a run that is asked to stop leaves what it had finished, as one that is killed does
+        stopped = isinstance(error, RunStopped) or not isinstance(error, Exception)
+        if keep is None or not stopped:
+            shutil.rmtree(draft, ignore_errors=True)
+        raise
+    finally:
         os.close(hold)
 
 
@@ -54,14 +62,17 @@ def _made(final: Path) -> tuple[Path, int]:
     while True:
         draft = final.parent / f".{final.name}.{_host()}{uuid.uuid4().hex[:8]}{SUFFIX}"
         draft.mkdir()
-        hold = os.open(draft, os.O_RDONLY)
+        try:
+            hold = os.open(draft, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # taken for dead in the moment before it was held
         try:
             fcntl.flock(hold, fcntl.LOCK_EX)
         except OSError as error:  # a file system without such locks: nobody can tell that this draft is dead
             logger.debug("%s cannot be held: %s", draft, error)
         if draft.is_dir():
             return draft, hold
-        os.close(hold)  # taken for dead in the moment before it was held
+        os.close(hold)
 
 
 def _dead_drafts(folder: Path) -> Iterator[Path]:
@@ -81,8 +92,19 @@ def _dead_drafts(folder: Path) -> Iterator[Path]:
             os.close(hold)
 
 
+def _clear(dead: Path, final: Path, draft: Path, keep: str | None) -> None:
+    """Remove a dead draft, where nobody will go on from it; first take over what this draft goes on from."""
+    if _belongs_to(dead, final):
+        if keep is not None:
+            _take_over(dead, draft, keep)
+    elif time.time() - dead.stat().st_mtime < LEFT_ALONE_S:
+        return
+    logger.info("removing %s, which a process that was killed left", dead)
+    shutil.rmtree(dead, ignore_errors=True)
+
+
 def _belongs_to(draft: Path, final: Path) -> bool:
-    return draft.name.startswith(f".{final.name}.") and draft.name.endswith(SUFFIX)
+    return draft.name.startswith(f".{final.name}.")
 
 
 def _take_over(dead: Path, draft: Path, keep: str) -> None:

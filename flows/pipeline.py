@@ -124,9 +124,10 @@ def _run(plan: RunPlan, watch: Watch, *, started_at: float) -> RunResult:
             filter(None, [separation_warning(item.subjects[0], item.target) for item in outcomes])
         ),
     )
-    keep_outcome(plan, result)
     trail = trail_to_follow(plan, targets, outcomes, subjects, at_warmup=targets[0].trainable)
     keep_trail(trail, plan.workspace)
+    # last: a run whose result is kept is never taken up again, so nothing may be missing after it
+    keep_outcome(plan, result)
     return result
 
 

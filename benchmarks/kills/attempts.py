@@ -63,13 +63,14 @@ class Forge:
 
 @dataclass
 class Attempt:
-    """A run that was started, and the processes that were seen below it."""
+    """A run that was started, the processes that were seen below it, and how many of its own were killed."""
 
     forge: Forge
     process: psutil.Process
     started_at: float
     code: int | None = None
     begun_at: float | None = None
+    strikes: int = 0
     seen: set[psutil.Process] = field(default_factory=set[psutil.Process])
 
     def alive(self) -> bool:
@@ -143,6 +144,9 @@ def forge(home: Path, log: Path, variables: Mapping[str, str]) -> Generator[Forg
                 child.kill()
         process.kill()
         process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def _environment() -> dict[str, str]:

@@ -130,7 +130,11 @@ def run_chain(
     for number, kill in enumerate(kills, start=1):
         if attempt is None or not attempt.alive():
             attempt = chain.forge.start(chain.arguments)
-        if (record := strike(chain, attempt, kill)) is None:
+        record = strike(chain, attempt, kill)
+        if record is None and attempt.code != 0:  # what was struck before has ended it: the kill is still due
+            attempt = chain.forge.start(chain.arguments)
+            record = strike(chain, attempt, kill)
+        if record is None:
             break  # the run ended before: there is nothing left to kill
         made += 1
         note({"number": number, **asdict(kill), **record})
@@ -143,25 +147,29 @@ def run_chain(
 
 
 def strike(chain: Chain, attempt: Attempt, kill: Kill) -> dict[str, Any] | None:
-    """Wait for the moment, kill, and look; return the record, or None where the run ended well before."""
+    """Wait for the moment, kill, and look; return the record, or None where the run ended before.
+
+    It may end well, or fail because of what was struck before; any other end is a finding.
+    """
     victim, at_point = _kill_when_due(chain, attempt, kill)
-    if victim is None and attempt.code == 0:
+    if victim is None:
+        if attempt.code != 0:
+            words = f"the run ended by itself with {attempt.code}: {chain.forge.words()}"
+            chain.findings += [*([] if attempt.strikes else [words]), *look(chain, attempt, {})]
         return None
     if victim != "flow":
+        attempt.strikes += 1
         attempt.wait(GRACE_S)
     record: dict[str, Any] = {
         "at_point": at_point,
-        "struck": victim or f"nobody: the run ended with {attempt.code}",
+        "struck": victim,
         "starting_s": _since(attempt.started_at, attempt.begun_at),
         "working_s": _since(attempt.begun_at, time.monotonic()),
         "goes_on": attempt.code is None,
     }
-    if victim is None:
-        record["findings"] = [f"the run ended by itself with {attempt.code}: {chain.forge.words()}"]
-    else:
-        record["findings"] = [] if attempt.code is None else look(chain, attempt, record)
-        if attempt.code not in (None, -9):
-            record["words"] = chain.forge.words()[-300:]
+    record["findings"] = [] if attempt.code is None else look(chain, attempt, record)
+    if attempt.code not in (None, -9):
+        record["words"] = chain.forge.words()[-300:]
     chain.findings += record["findings"]
     return record
 
@@ -174,8 +182,11 @@ def look(chain: Chain, attempt: Attempt, record: dict[str, Any]) -> list[str]:
     findings += catalog_findings(chain.place.home) + lock_findings(chain.place.home)
     lost = sorted(set(now.drafts) - set(chain.state.drafts))
     shards = [name for name in lost if name.startswith(FEATURES)]
-    if len(lost) > chain.workers:
-        findings.append(f"{len(lost)} artifacts were lost at once, with {chain.workers} workers: {lost}")
+    if len(lost) > chain.workers + attempt.strikes:
+        findings.append(
+            f"{len(lost)} artifacts were lost, with {chain.workers} workers and {attempt.strikes} kills "
+            f"before that of the run: {lost}"
+        )
     record |= {
         "finished_now": len(now.finished),
         "lost_shards": len(shards),
@@ -294,8 +305,8 @@ def _since(start: float | None, end: float | None) -> float | None:
 
 def _identity(place: Place) -> dict[str, str]:
     """Return what names a run and its selection."""
-    trail = newest_trails(Workspace(home=str(place.home)))[0]
-    return {"run_id": trail.run_id}
+    trails = newest_trails(Workspace(home=str(place.home)))
+    return {"run_id": trails[0].run_id if trails else "nothing is left that a re-selection could follow"}
 
 
 def fresh(folder: Path) -> Place:

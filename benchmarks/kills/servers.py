@@ -75,7 +75,7 @@ def _wait(process: "subprocess.Popen[bytes]", api: str, log: Path) -> None:
 class LocalStack:
     """The local stack of `infra/local`, PostgreSQL, Prefect and MLflow, whose services can be killed."""
 
-    SERVICES = ("prefect", "mlflow", "postgres")
+    SERVICES = ("postgres", "prefect", "mlflow")
 
     def __init__(self, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)

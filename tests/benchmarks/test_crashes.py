@@ -1,5 +1,6 @@
 """The harness that kills runs: it kills where it says, and sees what it looks for."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from crashes import KILLS, main, read_log, summary
 from kills.attempts import HOOK
-from kills.plans import LATE_POINTS, Timeline, draw_kills
+from kills.plans import LATE_POINTS, Timeline, draw_kills, draw_service_kills
+from kills.saved import copy_state, stretches
 from kills.states import catalog_findings, differences, lock_findings, read_state, recomputed
 
 from clusterucb_core.artifacts import new_artifact
@@ -116,6 +118,43 @@ def test_kills_go_on_along_the_run_and_often_end_where_it_reports():
 def test_a_place_counts_what_was_finished_and_the_time_since():
     assert Timeline((1.0, 4.0), 10.0).place(5.5) == (2, 1.5)
     assert Timeline((1.0, 4.0), 10.0).place(0.5) == (0, 0.5)
+
+
+def test_kills_of_services_take_turns_and_go_on_along_the_run():
+    timeline = Timeline(tuple(range(1, 100)), 100.0)
+    names = ("prefect", "mlflow", "postgres")
+    kills = draw_service_kills(np.random.default_rng(0), timeline, count=6, services=names)
+    assert [kill.victim for kill in kills] == [*names, *names]
+    assert [kill.finished for kill in kills] == sorted(kill.finished for kill in kills)
+    assert all(0 <= kill.away_s <= 20 for kill in kills)
+
+
+def test_a_copied_state_shares_the_files_of_artifacts_and_no_others(tmp_path):
+    source, home = tmp_path / "source", tmp_path / "home"
+    with new_artifact(source / "artifacts", "draws", "key", {}):
+        pass
+    (source / "logs").mkdir()
+    (source / "logs" / "run.jsonl").write_text("line")
+    (source / "catalog.duckdb").write_text("catalog")
+    home.mkdir()
+    copy_state(source, home)
+    before, after = read_state(source, tmp_path / "none"), read_state(home, tmp_path / "none")
+    assert before.finished == after.finished
+    for name in ("logs/run.jsonl", "catalog.duckdb"):
+        assert (home / name).read_text() == (source / name).read_text()
+        assert (home / name).stat().st_ino != (source / name).stat().st_ino
+
+
+def test_stretches_are_of_equal_length():
+    assert stretches(Timeline((), 80.0), 4) == [0.0, 20.0, 40.0, 60.0]
+
+
+def test_a_second_call_does_not_kill_in_the_same_folder(tmp_path, capsys):
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            main(["--folder", str(tmp_path)])
+    assert "wait for its end" in capsys.readouterr().err
 
 
 def test_the_log_is_summed_up(tmp_path):

@@ -1,12 +1,16 @@
 """Drafts: whoever was killed leaves them, the next one removes them, and nobody else's is touched."""
 
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from clusterucb_core import drafts
 from clusterucb_core.drafts import damaged_name, held_draft
+from clusterucb_core.errors import RunStopped
 
 KILLED = """
 import os, signal, sys
@@ -40,10 +44,40 @@ def test_a_draft_is_an_empty_sibling_that_is_gone_afterwards(final):
     assert list(final.parent.iterdir()) == []
 
 
-def test_what_a_killed_process_left_goes_with_the_next_draft_beside_it(final, left):
+def test_what_a_killed_process_left_goes_with_the_next_draft_of_the_same(final, left):
     damaged_name(left).mkdir()
+    with held_draft(final) as draft:
+        assert list(final.parent.iterdir()) == [draft]
+
+
+def test_beside_another_it_goes_after_a_day(final, left):
+    with held_draft(final.with_name("another")):
+        assert left.is_dir()
+    yesterday = time.time() - 25 * 3600
+    os.utime(left, (yesterday, yesterday))
     with held_draft(final.with_name("another")) as draft:
         assert list(final.parent.iterdir()) == [draft]
+
+
+def leave(final: Path, error: type[BaseException], keep: str | None) -> None:
+    with held_draft(final, keep=keep) as draft:
+        (draft / "part-1").mkdir()
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RunStopped])
+def test_a_block_that_is_stopped_leaves_what_may_be_taken_over(final, error):
+    with pytest.raises(error):
+        leave(final, error, "part-*")
+    with held_draft(final, keep="part-*") as taken:
+        assert [path.name for path in taken.iterdir()] == ["part-1"]
+
+
+@pytest.mark.parametrize(("error", "keep"), [(ValueError, "part-*"), (KeyboardInterrupt, None)])
+def test_a_block_that_fails_leaves_nothing(final, error, keep):
+    with pytest.raises(error):
+        leave(final, error, keep)
+    assert list(final.parent.iterdir()) == []
 
 
 def test_what_it_had_finished_is_taken_over_by_the_same_artifact(final, left):

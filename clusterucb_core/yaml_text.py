@@ -1,7 +1,5 @@
 """YAML as configurations are written: bounded in size, each key once, no value that is none."""
 
-from typing import cast
-
 import yaml
 
 from clusterucb_core.errors import InvalidConfig
@@ -43,7 +41,7 @@ def parse_yaml(text: str, *, where: str) -> object:
 def _value(text: str, where: str) -> object:
     loader = yaml.SafeLoader(text)
     try:
-        node = cast("yaml.Node | None", loader.get_single_node())
+        node = loader.get_single_node()
         if node is None:
             return None
         _count_values(node, {}, where)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from clusterucb_core.errors import ServerUnavailable, causes
+from clusterucb_core.masking import masked_address
 from clusterucb_core.storage_faults import check_writable
-from flows.commands.results import without_password
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def server_fault(error: BaseException) -> ServerUnavailable | None:
     if reason is None:
         return None
     if os.environ.get("PREFECT_API_URL"):
-        where = f"the Prefect server at {without_password(address)}"
+        where = f"the Prefect server at {masked_address(address)}"
         what_to_do = "start it or correct PREFECT_API_URL, or unset it to use a server of the run's own"
     else:
         where, what_to_do = f"{OWN} at {address}", "see whether the machine has memory and disk left"
@@ -180,7 +180,7 @@ def _ask(address: str) -> None:
             return
         reason = str(cause)
     raise ServerUnavailable(
-        f"the Prefect server at {without_password(address)} does not answer ({reason}); start it or correct "
+        f"the Prefect server at {masked_address(address)} does not answer ({reason}); start it or correct "
         "PREFECT_API_URL, or unset it to use a server of the run's own"
     )
 

@@ -10,7 +10,7 @@ ADDRESSES = {
     "https://me:hid@den@host": "https://***@host",
     "https://host/a?token=hidden": "https://host/a?***",
     "postgresql://me:hidden@host/db?password=hidden": "postgresql://***@host/db?***",
-    "sqlite:////home/me/mlflow.db": "sqlite:////home/me/mlflow.db",
+    "sqlite:////srv/me/mlflow.db": "sqlite:////srv/me/mlflow.db",
     "./folder": "./folder",
     "": "",
 }

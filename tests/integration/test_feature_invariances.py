@@ -114,7 +114,11 @@ def expected(featurize):
         {"order": "shuffled"},
         {"threads": 1},
         {"threads": 2},
-        pytest.param({"shards": 16, "workers": 4, "order": "shuffled"}, id="sixteen by four processes"),
+        pytest.param(
+            {"shards": 16, "workers": 4, "order": "shuffled"},
+            id="sixteen by four processes",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )

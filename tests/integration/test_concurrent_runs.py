@@ -1,4 +1,4 @@
-"""Two runs and three readers on one state folder at once: all end well, the runs in turn."""
+"""Two runs on one state folder at once, and readers: all end well, and what both need is computed once."""
 
 import json
 import os
@@ -76,3 +76,18 @@ def test_two_runs_and_three_readers_at_once_all_end_well(tmp_path):
         (1, 10, 10),
         (2, 10, 10),
     ]
+
+
+def test_one_run_started_twice_at_once_computes_once(tmp_path):
+    config, home = write_demo(tmp_path / "demo", recipe=RECIPE).config, tmp_path / "home"
+    runs = [start(config, home, seed=0) for _ in range(2)]
+    ended = [run.communicate(timeout=500) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], [errors[-2000:] for _, errors in ended]
+    results = [json.loads(out) for out, _ in ended]
+    idle, busy = sorted((result["work"] for result in results), key=lambda work: work["gradient_evaluations"])
+    assert idle == {"gradient_evaluations": 0, "trainings": 0}
+    assert busy["gradient_evaluations"] > 0
+    assert busy["trainings"] > 0
+    assert [result["versions"] for result in results] == [[1], [1]]
+    with duckdb.connect(home / "catalog.duckdb", read_only=True) as con:
+        assert con.execute("SELECT count(*) FROM selections").fetchone() == (1,)

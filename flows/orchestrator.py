@@ -12,9 +12,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Generator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from clusterucb_core.errors import ServerUnavailable, causes
 from clusterucb_core.masking import masked_address
@@ -30,6 +33,7 @@ LEAVE_SECONDS = 20.0
 INTERRUPTED_SECONDS = 3.0  # where the run was interrupted
 POLL_S = 0.2
 OWN = "the Prefect server of the run's own"
+DATABASE = "prefect.db"
 SENDERS = ("prefect._internal.concurrency", "prefect.events.clients")
 
 
@@ -48,13 +52,18 @@ def check_server(home: Path) -> None:
         _ask(address)
         return
     folder = Path(os.environ.get("PREFECT_HOME") or home / "prefect")
-    check_writable(folder, "PREFECT_HOME" if os.environ.get("PREFECT_HOME") else "CLUSTERUCB_HOME")
+    if folder.is_relative_to(home):
+        check_writable(home, "CLUSTERUCB_HOME")
+    check_writable(folder, "PREFECT_HOME")
     if not os.environ.get("PREFECT_SERVER_DATABASE_CONNECTION_URL"):
-        _open_database(folder / "prefect.db")
+        _open_database(folder / DATABASE)
 
 
 def start_own_server() -> None:
     """Start the server of a run's own, where none is named; Prefect takes it as the one that it would start.
+
+    A process that was killed, or had no room, while it made the server's database leaves one that no server
+    can use: such a one is set aside, since it holds the history of flow runs and nothing else.
 
     Raises:
         ServerUnavailable: it ends again and again, or does not answer in time.
@@ -64,6 +73,36 @@ def start_own_server() -> None:
     settings = get_current_settings()
     if settings.api.url or not settings.server.ephemeral.enabled:
         return
+    try:
+        _start()
+    except ServerUnavailable as error:
+        database = settings.home / DATABASE
+        if os.environ.get("PREFECT_SERVER_DATABASE_CONNECTION_URL") or not _is_left(database):
+            raise
+        aside = database.with_name(f"{DATABASE}.unusable-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+        logger.warning("%s; its database is set aside as %s, and a new one is begun", error, aside)
+        for path in sorted(database.parent.glob(f"{DATABASE}*")):
+            if path.name in {DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"}:
+                path.replace(path.with_name(path.name.replace(DATABASE, aside.name, 1)))
+        _start()
+
+
+def _is_left(database: Path) -> bool:
+    """Return whether there is a database that no process has open."""
+    if not database.is_file():
+        return False
+    every = (_open_files(process) for process in psutil.process_iter())
+    return not any(str(database) in files for files in every)
+
+
+def _open_files(process: psutil.Process) -> set[str]:
+    try:
+        return {file.path for file in process.open_files()}
+    except psutil.Error:  # it has ended, or is another user's
+        return set()
+
+
+def _start() -> None:
     from prefect.server.api.server import SubprocessASGIServer
 
     server: Any = SubprocessASGIServer()

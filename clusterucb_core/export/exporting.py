@@ -155,10 +155,14 @@ def _check_place(out: Path, shape: ExportFormat) -> None:
     card = out / CARD
     if card.is_file() and is_ours(card.read_text(encoding="utf-8")):
         return
-    if any(not path.name.startswith(".") for path in (out.iterdir() if out.is_dir() else ())):
+    if any(_is_visible(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir()):
         raise InvalidConfig(
             f"{out} holds files that no export wrote; name a new folder, or one without visible files"
         )
+
+
+def _is_visible(path: Path) -> bool:
+    return not any(part.startswith(".") for part in path.parts)
 
 
 def _beside(export: Export) -> Iterator[tuple[Path, str]]:

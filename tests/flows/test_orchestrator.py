@@ -238,3 +238,40 @@ def test_what_a_server_takes_is_waited_for():
         sender.send(number)
     orchestrator.leave_server(seconds=0.5)
     assert taken == list(range(20))
+
+
+@pytest.fixture
+def own_server(tmp_path, monkeypatch):
+    """A server of the run's own in a folder, whose first start fails; return how often it was started."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    starts: list[int] = []
+
+    def start() -> None:
+        starts.append(1)
+        if len(starts) == 1:
+            raise ServerUnavailable("it ended 3 times at its start")
+
+    monkeypatch.setattr(orchestrator, "_start", start)
+    with temporary_settings({PREFECT_HOME: tmp_path}, restore_defaults={PREFECT_API_URL}):
+        yield starts
+
+
+def test_a_database_that_a_killed_process_left_is_set_aside(own_server, tmp_path, caplog):
+    for name in ("prefect.db", "prefect.db-wal", "prefect.toml"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    orchestrator.start_own_server()
+    assert own_server == [1, 1]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [name.partition(".unusable-")[0] for name in names] == ["prefect.db", "prefect.db", "prefect.toml"]
+    assert names[1].endswith("Z-wal")
+    assert "its database is set aside as" in caplog.text
+
+
+def test_a_database_that_another_process_uses_stays(own_server, tmp_path):
+    database = tmp_path / "prefect.db"
+    database.write_text("in use", encoding="utf-8")
+    with database.open("rb"), pytest.raises(ServerUnavailable, match="3 times"):
+        orchestrator.start_own_server()
+    assert own_server == [1]
+    assert database.read_text(encoding="utf-8") == "in use"

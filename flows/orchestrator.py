@@ -8,8 +8,6 @@ import os
 import ssl
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -206,18 +204,17 @@ def leave_server(seconds: float = LEAVE_SECONDS) -> bool:
 
 
 def _ask(address: str) -> None:
+    import httpx
+
     try:
-        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=ANSWER_SECONDS):  # noqa: S310 - http
+        answer = httpx.get(f"{address.rstrip('/')}/health", timeout=ANSWER_SECONDS)
+        if answer.status_code < 500:  # it is there; whom it lets in is for Prefect to find out
             return
-    except urllib.error.HTTPError as error:
-        if error.code < 500:  # it is there; whom it lets in is for Prefect to find out
-            return
-        reason = f"it answers {error.code} {error.reason}"
-    except (OSError, ValueError) as error:
-        cause = getattr(error, "reason", error)
-        if isinstance(cause, ssl.SSLError):  # Prefect may have certificates of its own
-            return
-        reason = str(cause)
+        reason = f"it answers {answer.status_code} {answer.reason_phrase}"
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        if any(isinstance(part, ssl.SSLError) for part in causes(error)):
+            return  # Prefect may have certificates of its own
+        reason = str(error)
     raise ServerUnavailable(
         f"the Prefect server at {masked_address(address)} does not answer ({reason}); start it or correct "
         "PREFECT_API_URL, or unset it to use a server of the run's own"

@@ -46,8 +46,9 @@ def silent():
 @pytest.mark.parametrize("code", [200, 401, 404])
 def test_a_server_that_answers_is_there(code, monkeypatch, tmp_path):
     with answering(code) as address:
-        monkeypatch.setenv("PREFECT_API_URL", address)
-        orchestrator.check_server(tmp_path)
+        for named in (address, address.replace("://", "://me:opensesame@")):
+            monkeypatch.setenv("PREFECT_API_URL", named)
+            orchestrator.check_server(tmp_path)
 
 
 def test_a_server_that_fails_is_told_of_without_its_password(monkeypatch, tmp_path):
@@ -67,7 +68,7 @@ def test_a_server_that_fails_is_told_of_without_its_password(monkeypatch, tmp_pa
     [
         ("http://127.0.0.1:9/api", "Connection refused"),
         ("http://no-such-host.invalid/api", "not known|resolution"),
-        ("127.0.0.1:4200/api", "unknown url type"),
+        ("127.0.0.1:4200/api", "missing an 'http"),
     ],
 )
 def test_an_address_that_leads_nowhere_is_named_with_what_to_do(address, reason, monkeypatch, tmp_path):

@@ -149,7 +149,12 @@ FAILURES = {
         1,
         "MLflow at postgresql://***@127.0.0.1:9/mlflow?*** did not take this run",
     ),
-    "the orchestrator": ({"PREFECT_API_URL": f"{address('http', NOWHERE)}/api"}, [], 1, ""),
+    "the orchestrator": (
+        {"PREFECT_API_URL": f"{address('http', NOWHERE)}/api"},
+        [],
+        2,
+        "the Prefect server at http://***@127.0.0.1:9/api does not answer ([Errno 111] Connection refused)",
+    ),
     "the hub": (
         {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://{NOWHERE}"},
         ["model.base=owner/no-such-model"],

@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     flags, ordered = _split_flags(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
-        signal.signal(signal.SIGTERM, _interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup has one of them ignored
+                signal.signal(number, _interrupt)
     if arguments is None and "--debug" not in flags:
         atexit.register(_end_quietly)  # registered first, so that it runs last
     # a shell that asks for completions shows no log

@@ -6,13 +6,17 @@ Reads environment variables, and the database of a server that a run starts for 
 import logging
 import os
 import ssl
+import subprocess
 import sys
 import time
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from functools import partial
+from importlib import import_module
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -111,7 +115,8 @@ def _start() -> None:
     def start_again() -> Any:
         if next(starts) > OWN_SERVER_STARTS:
             raise ServerUnavailable(_not_started(f"it ended {OWN_SERVER_STARTS} times at its start"))
-        return start()
+        with _own_group():
+            return start()
 
     server._run_uvicorn_command = start_again
     try:
@@ -122,6 +127,23 @@ def _start() -> None:
     except RuntimeError as error:
         server.stop()
         raise ServerUnavailable(_not_started(str(error))) from error
+
+
+@contextmanager
+def _own_group() -> Generator[None]:
+    """Let the server's process that is started in the block have a process group of its own.
+
+    Ctrl-C at a terminal ends every process of the run's group; the server is still to be told how the run
+    ended.
+    """
+    server: Any = import_module("prefect.server.api.server")
+    apart = partial(subprocess.Popen[Any], process_group=0)
+    names = {name: getattr(subprocess, name) for name in subprocess.__all__} | {"Popen": apart}
+    server.subprocess = SimpleNamespace(**names)
+    try:
+        yield
+    finally:
+        server.subprocess = subprocess
 
 
 def server_fault(error: BaseException) -> ServerUnavailable | None:

@@ -6,6 +6,7 @@ exception there; what computes in other threads and processes is told here.
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ def stopping_workers() -> Generator[None]:
 
 def end_with_parent() -> None:
     """Let this process of a pool end as soon as the one that started it has ended, however that was."""
+    # Ctrl-C reaches the whole group: what becomes of this process is for the run to say, which waits for it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None, "a process of a pool was started by another"
     threading.Thread(target=_end_after, args=(parent,), name="end with parent", daemon=True).start()

@@ -9,6 +9,7 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import duckdb
 import polars as pl
@@ -108,18 +109,26 @@ def _unpacked(path: Path) -> Iterator[bytes]:
 
 
 @pytest.fixture(scope="session")
-def report_page():
-    """Return the module that reads reports and knows from the catalog what their numbers should be."""
-    spec = importlib.util.spec_from_file_location("report_page", Path(__file__).with_name("report_page.py"))
+def load_module():
+    """Return a function that loads a module of the tests by its path below their folder, without `.py`."""
+    return _loaded
+
+
+def _loaded(place: str) -> ModuleType:
+    path = Path(__file__).parent / f"{place}.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="session")
-def damage():
+def report_page(load_module):
+    """Return the module that reads reports and knows from the catalog what their numbers should be."""
+    return load_module("report_page")
+
+
+@pytest.fixture(scope="session")
+def damage(load_module):
     """Return ways to damage a file by their names: flipped, truncated, extended, deleted."""
-    spec = importlib.util.spec_from_file_location("damage", Path(__file__).with_name("damage.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.WAYS
+    return load_module("damage").WAYS

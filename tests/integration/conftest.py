@@ -1,15 +1,13 @@
-"""The pipeline in plain Python, as a module."""
-
-import importlib.util
-from pathlib import Path
+"""The pipeline in plain Python, and servers as processes, as modules."""
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def plain():
-    path = Path(__file__).with_name("plain_run.py")
-    spec = importlib.util.spec_from_file_location("plain_run", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def plain(load_module):
+    return load_module("integration/plain_run")
+
+
+@pytest.fixture(scope="session")
+def services(load_module):
+    return load_module("integration/services")

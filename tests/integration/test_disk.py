@@ -3,7 +3,6 @@
 The disk is a tmpfs of its own; what has to be full is filled to the last block.
 """
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -224,15 +223,10 @@ def test_the_page_of_a_run_that_a_worker_started_says_what_is_wrong(prefect_serv
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    modules = {}
-    for name in ("forked_commands", "services"):
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(modules[name])
-    environment = modules["services"].clean_environment(PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="true")
+def commands(load_module, services, tmp_path_factory):
+    environment = services.clean_environment(PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="true")
     folder = tmp_path_factory.mktemp("commands")
-    with modules["forked_commands"].forked_commands(folder, environment) as running:
+    with load_module("integration/forked_commands").forked_commands(folder, environment) as running:
         yield running
 
 

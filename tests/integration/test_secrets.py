@@ -5,10 +5,8 @@ prints.
 """
 
 import base64
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -44,14 +42,6 @@ ADDRESS_PASSWORD = "marked-address/password@q7x"
 QUERY = "password=marked-query-q7x"
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def services():
-    spec = importlib.util.spec_from_file_location("services", Path(__file__).with_name("services.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

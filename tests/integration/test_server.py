@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib.util
 import json
 import re
 import shutil
@@ -62,14 +61,6 @@ RECORDS = Counter(
 )
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def services():
-    spec = importlib.util.spec_from_file_location("services", Path(__file__).with_name("services.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

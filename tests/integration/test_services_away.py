@@ -1,6 +1,5 @@
 """A Prefect server that is down at the start, in the middle, for a moment, or slow: no run hangs."""
 
-import importlib.util
 import json
 import time
 from pathlib import Path
@@ -26,19 +25,6 @@ BOUND_S = 400.0
 pytestmark = pytest.mark.slow
 
 
-def module(name):
-    """Load a module that lies beside this one."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def services():
-    return module("services")
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     return write_demo(tmp_path_factory.mktemp("demo"), recipe=RECIPE).config
@@ -53,11 +39,10 @@ def undisturbed(plain, config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def commands(services, tmp_path_factory):
+def commands(load_module, services, tmp_path_factory):
     environment = services.clean_environment(PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="true")
-    with module("forked_commands").forked_commands(
-        tmp_path_factory.mktemp("commands"), environment
-    ) as running:
+    folder = tmp_path_factory.mktemp("commands")
+    with load_module("integration/forked_commands").forked_commands(folder, environment) as running:
         yield running
 
 
@@ -68,8 +53,9 @@ def server(services, tmp_path_factory):
 
 
 @pytest.fixture
-def proxy(server):
-    with module("faulty_proxy").faulty_proxy(int(server.api.rsplit(":", 1)[1].split("/")[0])) as running:
+def proxy(load_module, server):
+    port = int(server.api.rsplit(":", 1)[1].split("/")[0])
+    with load_module("integration/faulty_proxy").faulty_proxy(port) as running:
         yield running
 
 

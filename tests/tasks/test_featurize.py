@@ -1,6 +1,5 @@
 """Flows replay a computed shard while its folder is there, and compute that one alone where it is not."""
 
-import importlib.util
 import shutil
 import tempfile
 from pathlib import Path
@@ -28,19 +27,10 @@ RECIPE = TinyModelRecipe(
 SMALL = ("pool.max_samples=60", "warmup.epochs=1", "execution.shard_samples=20")
 
 
-def plain_run():
-    """Load the pipeline in plain Python that lies among the integration tests."""
-    path = Path(__file__).parents[1] / "integration" / "plain_run.py"
-    spec = importlib.util.spec_from_file_location("plain_run", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def prepared(load_module, tmp_path_factory):
     """A planned run up to its warmup checkpoint: plan, feature space, pool tokens, pool samples."""
-    plain = plain_run()
+    plain = load_module("integration/plain_run")
     config = write_demo(tmp_path_factory.mktemp("demo"), recipe=RECIPE).config
     plan = plan_run(*load_config(config, SMALL), home=tmp_path_factory.mktemp("home"))
     (inputs,) = plain.prepare(plan)

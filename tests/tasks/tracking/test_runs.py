@@ -1,6 +1,5 @@
 """What MLflow keeps of a run: opened once, sent once, kept back while MLflow is down and sent later."""
 
-import importlib.util
 import json
 import os
 import socket
@@ -74,24 +73,15 @@ FIGURES = RunFigures(
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
-def integration_module(name):
-    """Load a module that lies among the integration tests."""
-    path = Path(__file__).parents[2] / "integration" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     return write_demo(tmp_path_factory.mktemp("demo"), recipe=RECIPE).config
 
 
 @pytest.fixture(scope="module")
-def prepared(demo, tmp_path_factory):
+def prepared(load_module, demo, tmp_path_factory):
     """A real selection with the trainings before and after it, and what it was chosen from."""
-    plain = integration_module("plain_run")
+    plain = load_module("integration/plain_run")
     plan = plan_run(*load_config(demo, SMALL), home=tmp_path_factory.mktemp("stages"))
     inputs = plain.prepare(plan)[0]
     return plain.select(plan, inputs, subject="selection"), inputs
@@ -293,9 +283,9 @@ def test_adapters_of_several_targets_lie_in_folders_of_their_own(chosen):
 
 @pytest.mark.slow
 def test_a_server_with_proxied_artifacts_takes_a_run_and_gives_its_adapter_back(
-    tmp_path, unlinked, plan_of, chosen, tested, monkeypatch
+    load_module, tmp_path, unlinked, plan_of, chosen, tested, monkeypatch
 ):
-    services = integration_module("services")
+    services = load_module("integration/services")
     port = services.free_port()
     store = ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
     line = ["mlflow", "server", *store, "--artifacts-destination", str(tmp_path / "proxied")]

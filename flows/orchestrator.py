@@ -24,6 +24,7 @@ import psutil
 from clusterucb_core.errors import ServerUnavailable, causes
 from clusterucb_core.masking import masked_address
 from clusterucb_core.storage_faults import check_writable
+from flows.health import ask_health
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +230,7 @@ def _ask(address: str) -> None:
     import httpx
 
     try:
-        answer = httpx.get(f"{address.rstrip('/')}/health", timeout=ANSWER_SECONDS)
+        answer = ask_health(address, seconds=ANSWER_SECONDS)
         if answer.status_code < 500:  # it is there; whom it lets in is for Prefect to find out
             return
         reason = f"it answers {answer.status_code} {answer.reason_phrase}"

@@ -19,6 +19,7 @@ from clusterucb_core.errors import ClusterUcbError, MissingArtifact
 from clusterucb_core.masking import masked, masked_address
 from flows.commands.arguments import AsJson
 from flows.commands.failures import FAILED
+from flows.health import ask_health
 from flows.home import state_folder
 from flows.rendering import print_json, print_table, size
 
@@ -195,21 +196,20 @@ def _sqlite(name: str, path: Path) -> Finding:
 
 
 def _service(name: str, address: str) -> Finding:
-    import urllib.error
-    import urllib.request
+    import httpx
 
     shown = masked_address(address)
     try:
-        with urllib.request.urlopen(address.rstrip("/") + "/health", timeout=TIMEOUT_S):  # noqa: S310 - http only
-            return Finding(name=name, status="ok", detail=shown)
-    except urllib.error.HTTPError as error:
-        status = "warning" if error.code in {401, 403} else "unusable"
-        return Finding(name=name, status=status, detail=f"{shown} answers {error.code} {error.reason}")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        why = masked(str(reason), address)
+        answer = ask_health(address, seconds=TIMEOUT_S)
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        why = masked(str(error), address)
         detail = f"{shown} cannot be reached ({why}); start it, or unset its address to use the local one"
         return Finding(name=name, status="unusable", detail=detail)
+    if answer.is_success:
+        return Finding(name=name, status="ok", detail=shown)
+    status = "warning" if answer.status_code in {401, 403} else "unusable"
+    told = f"{shown} answers {answer.status_code} {answer.reason_phrase}"
+    return Finding(name=name, status=status, detail=told)
 
 
 def _disk(home: Path) -> Finding:

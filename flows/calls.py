@@ -11,6 +11,8 @@ from clusterucb_core.workspace import Workspace
 from flows.home import state_folder
 from flows.orchestrator import check_server, served, server_fault, start_own_server
 from flows.run_log import failures_told_by_caller
+from flows.runners import choose_runner, mapped_on, visible_gpus
+from flows.turns import turn
 
 TOLD = (StorageFull, StorageNotWritable)
 
@@ -21,6 +23,21 @@ def called_here(execution: ExecutionSettings) -> Generator[None]:
     with plain_faults(execution), failures_told_by_caller(), served():
         check_server(state_folder())
         start_own_server()
+        yield
+
+
+@contextmanager
+def at_work(execution: ExecutionSettings) -> Generator[None]:
+    """Work in the state folder, in a flow's own body: in turn, on the executor that the settings name.
+
+    Raises:
+        ClusterUcbError: as `plain_faults`; or no executor has the name.
+    """
+    with (
+        plain_faults(execution),
+        turn(state_folder()),
+        mapped_on(choose_runner(execution, visible_gpus())),
+    ):
         yield
 
 

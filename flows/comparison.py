@@ -15,14 +15,12 @@ from clusterucb_core.stages.comparison import Setting, draw_seed, possible_repet
 from clusterucb_core.stages.comparison_summary import SettingSummary, Trained
 from clusterucb_core.stages.intake import pool_size
 from clusterucb_core.stages.summary import Trajectory, spaces_of, trainings_of
-from flows.calls import called_here, plain_faults
+from flows.calls import at_work, called_here
 from flows.evaluation import evaluate_subject
 from flows.home import configure_tracking, state_folder
 from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_settings
-from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select, select_by
-from flows.turns import turn
 from flows.watching import Watch, figures_of, watched
 from tasks.compare import compare_policies, keep_comparison, summarise_comparison
 from tasks.evaluate import count_work
@@ -54,11 +52,7 @@ def clusterucb_compare(
     """
     started_at = time.time()
     configure_tracking(state_folder())
-    with (
-        plain_faults(execution),
-        turn(state_folder()),
-        mapped_on(choose_runner(execution, visible_gpus())),
-    ):
+    with at_work(execution):
         plan = plan_comparison(config, execution, home=state_folder())
         with watched(plan) as watch:
             return _compare(plan, watch, started_at=started_at)

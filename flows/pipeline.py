@@ -21,16 +21,14 @@ from clusterucb_core.stages.summary import (
     spaces_of,
     trainings_of,
 )
-from flows.calls import called_here, plain_faults
+from flows.calls import at_work, called_here
 from flows.evaluation import evaluate_subject
 from flows.home import configure_tracking, state_folder
 from flows.orchestrator import server_fault
 from flows.preparation import Inputs, chance_inputs, prepare
 from flows.progress import show_subjects
 from flows.publication import publish, report, trail_to_follow
-from flows.runners import choose_runner, mapped_on, visible_gpus
 from flows.selection import select
-from flows.turns import turn
 from flows.watching import Watch, figures_of, note_versions, watched
 from tasks.evaluate import count_work, keep_outcome, record_evaluations, summarise_subject
 from tasks.featurize import record_features
@@ -69,11 +67,7 @@ def clusterucb(config: RunConfig, execution: ExecutionSettings = ExecutionSettin
         config: What to compute.
         execution: How to execute it; it changes no result.
     """
-    with (
-        plain_faults(execution),
-        turn(state_folder()),
-        mapped_on(choose_runner(execution, visible_gpus())),
-    ):
+    with at_work(execution):
         return run_stages(config, execution)
 
 

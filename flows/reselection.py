@@ -27,7 +27,7 @@ from clusterucb_core.stages.summary import (
 )
 from clusterucb_core.trails import RunTrail, check_trails, followed_trail, newest_trails, trail_of
 from clusterucb_core.workspace import Workspace, stage_key
-from flows.calls import called_here, plain_faults
+from flows.calls import at_work, called_here
 from flows.evaluation import evaluate_subject
 from flows.following import follow, train_on
 from flows.home import configure_tracking, state_folder
@@ -35,8 +35,6 @@ from flows.pipeline import run_stages
 from flows.preparation import Inputs, prepare
 from flows.progress import show_differences
 from flows.publication import publish, report, trail_to_follow
-from flows.runners import choose_runner, mapped_on, visible_gpus
-from flows.turns import turn
 from flows.watching import Watch, figures_of, note_versions, watched
 from tasks.evaluate import count_work, record_evaluations, summarise_subject
 from tasks.featurize import record_features
@@ -72,11 +70,7 @@ def reselect(
         new_warmup: Run the whole pipeline again instead of following the checkpoints of an earlier run.
         train: Train and evaluate an adapter on the new selection.
     """
-    with (
-        plain_faults(execution),
-        turn(state_folder()),
-        mapped_on(choose_runner(execution, visible_gpus())),
-    ):
+    with at_work(execution):
         return _reselect(
             config or newest_config(state_folder()), execution, new_warmup=new_warmup, train=train
         )

@@ -34,7 +34,12 @@ class BackupFile:
     @property
     def told_time(self) -> str:
         """The time as messages tell it."""
-        return f"{self.made_at:%Y-%m-%d %H:%M:%S} UTC"
+        return time_told(self.made_at)
+
+
+def time_told(made_at: datetime) -> str:
+    """Return when a backup was made, as messages tell it."""
+    return f"{made_at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def backup_folder(workspace: Workspace) -> Path:

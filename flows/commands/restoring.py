@@ -118,4 +118,6 @@ def _print_done(done: "Restored") -> None:
 
 
 def _time(state: "BackupState") -> str:
-    return f"{state.made_at:%Y-%m-%d %H:%M:%S} UTC"
+    from clusterucb_core.store.backup_files import time_told
+
+    return time_told(state.made_at)

@@ -53,6 +53,7 @@ __all__ = [
     "fingerprint",
     "new_artifact",
     "open_artifact",
+    "read_artifact",
     "read_manifest",
     "still_there",
 ]
@@ -118,11 +119,17 @@ def open_artifact(ref: ArtifactRef, *parts: str) -> Path:
         MissingArtifact: the folder or its manifest is gone.
         StaleArtifact: a file is not what was written, or the folder is that of another artifact.
     """
-    folder = Path(ref.path)
-    _, seal = _read_sealed(ref)
-    with _refused(ref):
-        check_files(folder, seal, parts)
-    return folder
+    return _opened(ref, parts)[0]
+
+
+def read_artifact(ref: ArtifactRef) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of an artifact, all of which is what was written, and its manifest without the seal.
+
+    Raises:
+        MissingArtifact: the folder or its manifest is gone.
+        StaleArtifact: a file is not what was written, or the folder is that of another artifact.
+    """
+    return _opened(ref, ())
 
 
 def artifact_file(ref: ArtifactRef, name: str) -> Path:
@@ -202,6 +209,14 @@ def read_manifest(ref: ArtifactRef) -> dict[str, Any]:
         StaleArtifact: the manifest is not what was written, or that of another artifact.
     """
     return _read_sealed(ref)[0]
+
+
+def _opened(ref: ArtifactRef, parts: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
+    folder = Path(ref.path)
+    content, seal = _read_sealed(ref)
+    with _refused(ref):
+        check_files(folder, seal, parts)
+    return folder, content
 
 
 def _read_sealed(ref: ArtifactRef) -> tuple[dict[str, Any], Seal]:

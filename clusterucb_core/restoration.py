@@ -14,6 +14,7 @@ import duckdb
 from clusterucb_core.erasure.traces import shows_trace, traces_of
 from clusterucb_core.errors import DamagedCatalog, MissingArtifact, StaleArtifact
 from clusterucb_core.frozen import Frozen
+from clusterucb_core.outcome import RESULT, STAGE
 from clusterucb_core.store import (
     ErasedRows,
     erase_rows,
@@ -36,8 +37,6 @@ from clusterucb_core.store.restoring import (
     stamp,
 )
 from clusterucb_core.workspace import Workspace
-
-RESULTS = "runs/[!.]*/result.json"
 
 
 class Restored(Frozen):
@@ -153,7 +152,7 @@ def _numbers_given(workspace: Workspace) -> tuple[list[int], list[int]]:
     """Return selection and pool versions that the kept results of runs name."""
     found = [
         json.loads(path.read_text(encoding="utf-8"))
-        for path in Workspace(home=workspace.home).artifacts.glob(RESULTS)
+        for path in Workspace(home=workspace.home).artifacts.glob(f"{STAGE}/[!.]*/{RESULT}")
     ]
     selections = [number for result in found for number in result["versions"]]
     return selections, [result["pool_version"] for result in found]

@@ -19,7 +19,7 @@ STATEMENTS = "clusterucb_core.store.statements"
 FUNCTIONS = frozenset({"run", "rows", "frame", "run_on_frame", "frame_with"})
 METHODS = frozenset({"execute", "executemany", "sql", "query"})
 # These return text that SQL reads as one name or one value, whatever they are given.
-QUOTING = frozenset({"_identifier", "_quoted", "identifier", "quoted"})
+QUOTING = frozenset({"identifier", "quoted"})
 
 _PASSES_ON = "passes on the text of its caller, which is looked at there"
 EXCEPTIONS: Mapping[tuple[str, str], str] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb_core.artifacts import open_artifact, read_manifest
+from clusterucb_core.artifacts import read_artifact
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.features.shards import FEATURES_FILE
 from clusterucb_core.records import ArtifactRef, Exclusion, IntArray
@@ -86,7 +86,7 @@ def open_shard(ref: ArtifactRef) -> StoredShard:
         MissingArtifact: the shard is gone.
         StaleArtifact: the manifest or the file is not what was written, or another shard's.
     """
-    folder, manifest = open_artifact(ref), read_manifest(ref)
+    folder, manifest = read_artifact(ref)
     try:
         excluded = tuple(Exclusion(row[0], "features", row[1], row[2]) for row in manifest["excluded"])
         sample_ids, dim = manifest["sample_ids"], int(manifest["dim"])

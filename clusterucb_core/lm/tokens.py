@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from clusterucb_core.artifacts import find_artifact, fingerprint, new_artifact, open_artifact, read_manifest
+from clusterucb_core.artifacts import find_artifact, fingerprint, new_artifact, read_artifact
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
 from clusterucb_core.lm.chat import ChatFormat, Tokenized, tokenize_batch
 from clusterucb_core.lm.lora import ModelSettings
@@ -132,7 +132,7 @@ def open_tokens(ref: ArtifactRef) -> TokenTable:
         MissingArtifact: the artifact is gone.
         StaleArtifact: one of its files is gone or not what was written, or they do not fit each other.
     """
-    folder, manifest = open_artifact(ref), read_manifest(ref)
+    folder, manifest = read_artifact(ref)
     sample_ids: list[str] = json.loads((folder / "sample_ids.json").read_text(encoding="utf-8"))
     excluded: list[dict[str, str]] = json.loads((folder / "exclusions.json").read_text(encoding="utf-8"))
     offsets = np.load(folder / "offsets.npy", allow_pickle=False)

@@ -64,8 +64,13 @@ def copy_database(con: duckdb.DuckDBPyConnection, name: str, out: Path) -> None:
 
 def discard(draft: Path) -> None:
     """Remove a draft and its write-ahead log."""
-    for left in (draft, draft.with_name(f"{draft.name}.wal")):
+    for left in (draft, log_beside(draft)):
         left.unlink(missing_ok=True)
+
+
+def log_beside(database: Path) -> Path:
+    """Return where DuckDB keeps the write-ahead log of a file."""
+    return database.with_name(f"{database.name}.wal")
 
 
 def quoted(path: Path) -> str:

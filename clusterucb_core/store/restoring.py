@@ -26,7 +26,7 @@ from clusterucb_core.store.backup_files import (
     restoring_path,
 )
 from clusterucb_core.store.connection import wait_for_catalog
-from clusterucb_core.store.copying import discard, identifier
+from clusterucb_core.store.copying import discard, identifier, log_beside
 from clusterucb_core.store.damage import damage_told
 from clusterucb_core.store.migration import ensure_schema
 from clusterucb_core.store.schema import check_schema, schema_version
@@ -122,8 +122,8 @@ def restoring_draft(backup: Path, catalog: Path) -> Generator[Path]:
     discard(draft)
     try:
         shutil.copyfile(backup, draft)
-        if (log := _log(backup)).is_file():  # of a damaged catalog that was set aside with its log
-            shutil.copyfile(log, _log(draft))
+        if (log := log_beside(backup)).is_file():  # of a damaged catalog that was set aside with its log
+            shutil.copyfile(log, log_beside(draft))
         with damage_told(backup), duckdb.connect(draft) as con:
             run(con, "SET TimeZone = 'UTC'")
             ensure_schema(con, None)
@@ -192,7 +192,7 @@ def put_in_place(draft: Path, catalog: Path, *, aside: Path | None, read_at: Sta
     """
     path = catalog.resolve()
     if aside is None:
-        _log(path).unlink(missing_ok=True)
+        log_beside(path).unlink(missing_ok=True)
         draft.replace(path)
         return
     aside.parent.mkdir(parents=True, exist_ok=True)
@@ -205,21 +205,21 @@ def put_in_place(draft: Path, catalog: Path, *, aside: Path | None, read_at: Sta
             os.link(path, aside)
         except OSError:  # another file system, or one without links
             shutil.copy2(path, aside)
-        if _log(path).is_file():
-            shutil.copy2(_log(path), _log(aside))
+        if log_beside(path).is_file():
+            shutil.copy2(log_beside(path), log_beside(aside))
         shutil.copymode(path, draft)
         draft.replace(path)
-        _log(path).unlink(missing_ok=True)
+        log_beside(path).unlink(missing_ok=True)
 
 
 def _stamp(path: Path) -> Stamp:
-    found = [file.stat() for file in (path, _log(path)) if file.is_file()]
+    found = [file.stat() for file in (path, log_beside(path)) if file.is_file()]
     return tuple((file.st_ino, file.st_size, file.st_mtime_ns) for file in found)
 
 
 def _fold_log(path: Path) -> None:
     """Move the write-ahead log of a catalog that can be opened into it."""
-    if not _log(path).is_file():
+    if not log_beside(path).is_file():
         return
     with suppress(duckdb.Error):  # damaged, or held: then the log is kept as it is
         duckdb.connect(path).close()
@@ -257,7 +257,3 @@ def _insert_new(con: duckdb.DuckDBPyConnection, table: str, known: Known) -> int
     insert = f"INSERT INTO {table} BY NAME SELECT * FROM incoming ON CONFLICT DO NOTHING"  # noqa: S608
     run_on_frame(con, insert, known.tables[table])
     return count() - before
-
-
-def _log(path: Path) -> Path:
-    return path.with_name(f"{path.name}.wal")

@@ -181,7 +181,7 @@ def _flush(home: str) -> None:
         uri = tracking_uri(home)
         logger.warning(
             "MLflow at %s did not take what waits in tracking-buffer/ (%s); a later run sends it",
-            masked(uri, uri),
+            masked_address(uri),
             masked(str(error), uri),
         )
 

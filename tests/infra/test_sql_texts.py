@@ -28,7 +28,7 @@ FIXED = [
     "TABLE = 'pools'\ndef f(con):\n    run(con, f'DELETE FROM {TABLE}')",
     "def f(con, wide):\n    part = 'a, b' if wide else 'a'\n    rows(con, f'SELECT {part} FROM pools')",
     "def f(con):\n    for name in ('a', 'b'):\n        run(con, f'DROP TABLE {name}')",
-    "def f(con, name):\n    run(con, f'DROP TABLE {_identifier(name)}')",
+    "def f(con, name):\n    run(con, f'DROP TABLE {identifier(name)}')",
     "def f(cursor, name):\n    cursor.execute(sql.SQL('DROP {}').format(sql.Identifier(name)))",
     "def f(subprocess, line):\n    subprocess.run(line)",
 ]

@@ -12,7 +12,6 @@ import time
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -24,6 +23,7 @@ import psutil
 from clusterucb_core.errors import ServerUnavailable, causes
 from clusterucb_core.masking import masked_address
 from clusterucb_core.storage_faults import check_writable
+from flows import own_server
 from flows.health import ask_health
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def _start() -> None:
     def start_again() -> Any:
         if next(starts) > OWN_SERVER_STARTS:
             raise ServerUnavailable(_not_started(f"it ended {OWN_SERVER_STARTS} times at its start"))
-        with _own_group():
+        with _started_apart():
             return start()
 
     server._run_uvicorn_command = start_again
@@ -131,15 +131,20 @@ def _start() -> None:
 
 
 @contextmanager
-def _own_group() -> Generator[None]:
-    """Let the server's process that is started in the block have a process group of its own.
+def _started_apart() -> Generator[None]:
+    """Let the server's process that is started in the block have a group of its own, and end with this one.
 
     Ctrl-C at a terminal ends every process of the run's group; the server is still to be told how the run
-    ended.
+    ended. Where the run is killed, nobody else ends it.
     """
     server: Any = import_module("prefect.server.api.server")
-    apart = partial(subprocess.Popen[Any], process_group=0)
-    names = {name: getattr(subprocess, name) for name in subprocess.__all__} | {"Popen": apart}
+
+    def started(args: list[str], **given: Any) -> subprocess.Popen[Any]:
+        python, *module = args
+        line = [python, "-P", own_server.__file__, str(os.getpid()), *module]
+        return subprocess.Popen(line, process_group=0, **given)
+
+    names = {name: getattr(subprocess, name) for name in subprocess.__all__} | {"Popen": started}
     server.subprocess = SimpleNamespace(**names)
     try:
         yield

@@ -25,7 +25,7 @@ from clusterucb_core.planning import RunPlan
 from clusterucb_core.records import ArtifactRef
 from clusterucb_core.stages.publication import version_key
 from clusterucb_core.stages.summary import Trajectory
-from clusterucb_core.store import PoolVersion, list_selections, open_catalog
+from clusterucb_core.store import PoolVersion, SelectionSummary, list_selections, open_catalog
 from clusterucb_core.workspace import Workspace, stage_key
 
 logger = logging.getLogger(__name__)
@@ -152,10 +152,7 @@ def trail_of(run_id: str, workspace: Workspace) -> RunTrail:
 
 def newest_trails(workspace: Workspace) -> list[RunTrail]:
     """Return the trails of all runs whose selections the catalog holds, that of the newest first."""
-    if not workspace.catalog.is_file():
-        return []
-    with open_catalog(workspace.catalog, read_only=True) as con:
-        keys = {item.selection_version: item.selection_key for item in list_selections(con)}
+    keys = {item.selection_version: item.selection_key for item in _selections(workspace)}
     held = [trail for trail in _trails(workspace) if _versions(trail, keys) == list(trail.version_keys)]
     return sorted(held, key=lambda trail: max(_numbers(trail)), reverse=True)
 
@@ -171,17 +168,25 @@ def check_trails(workspace: Workspace, *, after: RunTrail | None) -> None:
         for key in artifact_keys(_root(workspace), STAGE)
         if (complaint := trail_complaint(key, workspace)) is not None
     ]
-    if not damaged or not workspace.catalog.is_file():
+    if not damaged:
         return
     last = 0 if after is None else max(_numbers(after))
-    with open_catalog(workspace.catalog, read_only=True) as con:
-        newer = {item.run_id for item in list_selections(con) if item.selection_version > last}
+    newer = {item.run_id for item in _selections(workspace) if item.selection_version > last}
     for run_id, complaint in damaged:
         if run_id in newer:
             raise StaleArtifact(
                 f"the newest runs cannot be told: {complaint}, or delete the folder, and that run is not "
                 "followed any more"
             )
+
+
+def _selections(workspace: Workspace) -> list[SelectionSummary]:
+    """Return what the catalog holds of selections; nothing where there is none yet."""
+    try:
+        with open_catalog(workspace.catalog, read_only=True) as con:
+            return list_selections(con)
+    except MissingArtifact:
+        return []
 
 
 def trail_complaint(run_id: str, workspace: Workspace) -> str | None:

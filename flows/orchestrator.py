@@ -141,8 +141,9 @@ def _started_apart() -> Generator[None]:
 
     def started(args: list[str], **given: Any) -> subprocess.Popen[Any]:
         python, *module = args
-        line = [python, "-P", own_server.__file__, str(os.getpid()), *module]
-        return subprocess.Popen(line, process_group=0, **given)
+        assert module[:2] == ["-m", "uvicorn"], "Prefect starts its server in another way"
+        line = [python, "-P", own_server.__file__, str(os.getpid()), *module[2:]]
+        return subprocess.Popen(line, process_group=0, **given)  # noqa: S603
 
     names = {name: getattr(subprocess, name) for name in subprocess.__all__} | {"Popen": started}
     server.subprocess = SimpleNamespace(**names)

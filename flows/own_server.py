@@ -2,11 +2,10 @@
 
 A program of its own, since it comes before anything of Prefect:
 
-    python -P own_server.py PID -m uvicorn ARGUMENTS...
+    python -P own_server.py PID UVICORN_ARGUMENTS...
 """
 
 import os
-import runpy
 import signal
 import sys
 import threading
@@ -18,12 +17,12 @@ ENDS_WITHIN_S = 10.0
 
 
 def main() -> None:
-    """Run the module that is named, and end it once the process that started this one is no more."""
-    pid, flag, module, *arguments = sys.argv[1:]
-    assert flag == "-m", "Prefect starts its server as a module"
+    """Serve what the arguments say, and end once the process that started this one is no more."""
+    pid, *arguments = sys.argv[1:]
     threading.Thread(target=_end_after, args=(int(pid),), name="end with the run", daemon=True).start()
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    from uvicorn.main import main as serve
+
+    serve(arguments, prog_name="uvicorn")
 
 
 def _end_after(pid: int) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 from prefect.task_runners import TaskRunner
 
@@ -25,6 +24,7 @@ from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.object_store import is_address
 from clusterucb_core.workspace import Workspace
+from flows.flow_runs import flow_run_here, server_address
 
 PACKAGES = ("ray", "prefect_ray")
 # What a form sends for an empty field, and Ray's own name for a cluster of this process, start one here.
@@ -139,7 +139,7 @@ def worker_variables() -> dict[str, str]:
     return {
         **shared,
         "OMP_NUM_THREADS": threads,
-        "PREFECT_API_URL": str(_flow_run().client.api_url).rstrip("/"),
+        "PREFECT_API_URL": server_address(),
     }
 
 
@@ -199,7 +199,7 @@ def _flow_sent_along() -> Generator[None]:
     """Send the flow along with its tasks where a deployment loaded it from a file."""
     from ray import cloudpickle  # by it, a function of such a module is only a name that no worker can import
 
-    flow = _flow_run().flow
+    flow = flow_run_here().flow
     assert flow is not None, "the context of a flow run names its flow"
     module = sys.modules[flow.fn.__module__]
     if "." in module.__name__:
@@ -210,12 +210,6 @@ def _flow_sent_along() -> Generator[None]:
         yield
     finally:
         cloudpickle.unregister_pickle_by_value(module)
-
-
-def _flow_run() -> FlowRunContext:
-    context = FlowRunContext.get()
-    assert context is not None, "a flow run maps tasks"
-    return context
 
 
 def _check_installed() -> None:

@@ -1,10 +1,10 @@
 """What runs the shard tasks. To add an executor, edit this file only: a frozen variant and one `case`."""
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any, Literal, assert_never, get_args
 
-from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from clusterucb_core.errors import InvalidConfig
 from clusterucb_core.execution import ExecutionSettings
 from clusterucb_core.frozen import Frozen
 from clusterucb_core.near_names import known_names
+from flows.flow_runs import flow_run_here, server_address
 from flows.ray_cluster import Ray, ray_runner, ray_started, ray_task_runner
 from flows.stopping import end_with_parent, stopping_workers
 
@@ -72,10 +73,15 @@ def mapped_on(runner: Runner) -> Generator[None]:
 
     Only the flow itself can do this: a deployment starts it with the task runner that it was declared with.
     """
-    context = FlowRunContext.get()
-    assert context is not None, "a flow run maps tasks"
-    running = ray_started(runner) if isinstance(runner, Ray) else task_runner(runner)
-    with running as started, context.model_copy(update={"task_runner": started}), stopping_workers():
+    context = flow_run_here()
+    with ExitStack() as stack:
+        if isinstance(runner, Processes):
+            # they take their settings from here, and would each start a server of their own
+            stack.enter_context(temporary_settings({PREFECT_API_URL: server_address()}))
+        running = ray_started(runner) if isinstance(runner, Ray) else task_runner(runner)
+        started = stack.enter_context(running)
+        stack.enter_context(context.model_copy(update={"task_runner": started}))
+        stack.enter_context(stopping_workers())
         yield
 
 

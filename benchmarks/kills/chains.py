@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import psutil
 
 from clusterucb_core.trails import newest_trails
@@ -139,7 +140,10 @@ def run_chain(
         made += 1
         note({"number": number, **asdict(kill), **record})
     ended = _finish(chain, attempt)
-    chain.findings += differences(reference["final"], final_state(chain.place.home))
+    try:
+        chain.findings += differences(reference["final"], final_state(chain.place.home))
+    except duckdb.Error as error:
+        chain.findings.append(f"the catalog of the run cannot be read: {error}")
     own = _identity(chain.place)
     chain.findings += [f"{key} is another" for key in own if own[key] != reference[key]]
     chain.findings += [f"{name} is left of the run" for name in chain.state.drafts]

@@ -16,7 +16,7 @@ from clusterucb_core.store.backup_files import folder_beside, newest_backup
 from clusterucb_core.store.damage import damage_in, damage_told
 from clusterucb_core.store.gate import gate
 from clusterucb_core.store.migration import ensure_schema
-from clusterucb_core.store.schema import check_schema
+from clusterucb_core.store.schema import check_schema, has_tables
 from clusterucb_core.store.statements import run
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def open_catalog(
         A connection in UTC. Leaving without an error moves the write-ahead log into the file.
 
     Raises:
-        MissingArtifact: `read_only`, and there is no such file.
+        MissingArtifact: `read_only`, and there is no such file, or no table in it yet.
         StaleArtifact: the file is no catalog, one of a newer version, or an older one that could not be
             backed up or migrated.
         DamagedCatalog: the file is damaged; it may come in the middle of the block, where DuckDB finds it.
@@ -170,6 +170,8 @@ def _connect(path: Path, *, read_only: bool, older: bool) -> duckdb.DuckDBPyConn
     try:
         run(con, "SET TimeZone = 'UTC'")
         if read_only:
+            if not has_tables(con):  # as a process left it that was killed before it had made them
+                _tell_absence(path, read_only=True)
             check_schema(con, older=older)
         else:
             ensure_schema(con, folder_beside(path))

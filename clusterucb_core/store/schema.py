@@ -287,6 +287,11 @@ def schema_version(con: duckdb.DuckDBPyConnection) -> int:
     return rows(con, "SELECT max(schema_version) FROM catalog_schema")[0][0]
 
 
+def has_tables(con: duckdb.DuckDBPyConnection) -> bool:
+    """Return whether a database holds tables, whoever made them."""
+    return bool(rows(con, "SELECT 1 FROM duckdb_tables() WHERE NOT internal LIMIT 1"))
+
+
 def has_schema(con: duckdb.DuckDBPyConnection) -> bool:
     """Return whether a database holds tables of ClusterUCB."""
     query = "SELECT 1 FROM duckdb_tables() WHERE table_name = 'catalog_schema' AND NOT internal"

@@ -6,7 +6,7 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
-from clusterucb_core.errors import UnknownSample
+from clusterucb_core.errors import MissingArtifact, UnknownSample
 from clusterucb_core.store.connection import open_catalog
 from clusterucb_core.store.statements import frame, frame_with, rows, run_on_frame, transaction
 
@@ -47,12 +47,13 @@ def withdrawn_ids(catalog: Path) -> frozenset[str]:
     Raises:
         CatalogBusy: another process kept the catalog.
     """
-    if not catalog.is_file():
+    try:
+        with open_catalog(catalog, read_only=True, older=True) as con:
+            if not rows(con, "SELECT 1 FROM duckdb_tables() WHERE table_name = 'withdrawals'"):
+                return frozenset()
+            return withdrawn_in(con)
+    except MissingArtifact:
         return frozenset()
-    with open_catalog(catalog, read_only=True, older=True) as con:
-        if not rows(con, "SELECT 1 FROM duckdb_tables() WHERE table_name = 'withdrawals'"):
-            return frozenset()
-        return withdrawn_in(con)
 
 
 def withdrawn_in(con: duckdb.DuckDBPyConnection) -> frozenset[str]:

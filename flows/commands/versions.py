@@ -1,5 +1,6 @@
 """`list`, `show` and `diff`: the selection versions of the catalog."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,12 +39,12 @@ Version = Annotated[
 
 def list_versions(as_json: AsJson = False) -> None:
     """List the selection versions, the oldest first."""
+    from clusterucb_core.errors import MissingArtifact
     from clusterucb_core.store import list_selections, open_catalog
 
     summaries: list[SelectionSummary] = []
-    if catalog_file().is_file():
-        with open_catalog(catalog_file(), read_only=True) as con:
-            summaries = list_selections(con)
+    with suppress(MissingArtifact), open_catalog(catalog_file(), read_only=True) as con:
+        summaries = list_selections(con)
     if as_json:
         print_json([summary.model_dump(mode="json", exclude={"config"}) for summary in summaries])
     elif not summaries:

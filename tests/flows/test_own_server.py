@@ -1,59 +1,57 @@
 """The server of a run's own as a process: it answers, and ends when the run is no more."""
 
-import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from flows import own_server
 
-# A process that starts a server as a run does, says its pid once it serves, and waits.
+HOST = "127.0.0.1"
+# An application with the name of a module of `flows`, which is not to be found in its stead.
+APPLICATION = """
+async def application(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"here"})
+"""
+# A process that starts a server as a run does, says its pid, and waits for it.
 RUN = """
 import os, subprocess, sys
-server = subprocess.Popen(
-    [sys.executable, "-P", sys.argv[1], str(os.getpid()), "-m", sys.argv[2], *sys.argv[3:]],
-    stdout=subprocess.PIPE, text=True,
-)
-server.stdout.readline()
+server = subprocess.Popen([sys.executable, "-P", sys.argv[1], str(os.getpid()), *sys.argv[2:]])
 print(server.pid, flush=True)
 server.wait()
 """
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(load_module, tmp_path):
+    """A process, the server that it started, and the server's address once that answers."""
+    services = load_module("integration/services")
+    (tmp_path / "health.py").write_text(APPLICATION, encoding="utf-8")
     program = tmp_path / "run.py"
     program.write_text(RUN, encoding="utf-8")
-
-    def started(module: str, *arguments: str) -> tuple["subprocess.Popen[str]", psutil.Process]:
-        line = [sys.executable, str(program), str(Path(own_server.__file__)), module, *arguments]
-        process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    port = services.free_port()
+    line = [sys.executable, program, own_server.__file__, "--app-dir", tmp_path, "health:application"]
+    line += ["--host", HOST, "--port", str(port), "--log-level", "error"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        return process, psutil.Process(int(process.stdout.readline()))
+        server = psutil.Process(int(process.stdout.readline()))
+        address = f"http://{HOST}:{port}"
+        services.wait_for(lambda: services.answers(address), seconds=60, what="an answer")
+        yield process, server, address
+        process.kill()
 
-    return started
 
-
-def test_a_server_ends_when_the_run_is_killed(run):
-    process, server = run("http.server", "0", "--bind", "127.0.0.1")
+def test_a_server_of_a_run_answers_until_the_run_is_killed(run):
+    process, server, address = run
     time.sleep(2 * own_server.LOOK_EVERY_S)
-    assert server.is_running()
+    assert httpx.get(address).text == "here"
     process.kill()
-    process.communicate()
-    server.wait(own_server.ENDS_WITHIN_S)
+    server.wait(own_server.ENDS_WITHIN_S + 2 * own_server.LOOK_EVERY_S)
     assert not server.is_running()
-
-
-def test_the_module_gets_its_arguments_and_no_folder_of_this_program(run, tmp_path):
-    module = tmp_path / "served.py"
-    module.write_text("import sys, time\nprint(sys.argv[1:], sys.path[0], flush=True)\ntime.sleep(60)\n", "utf-8")
-    line = [sys.executable, "-P", own_server.__file__, str(os.getpid()), "-m", "served", "--host", "here"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline() == f"['--host', 'here'] {tmp_path}\n"
-        server.terminate()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address)

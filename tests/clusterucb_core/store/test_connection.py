@@ -10,8 +10,10 @@ import duckdb
 import pytest
 
 from clusterucb_core.errors import CatalogBusy, MissingArtifact, StaleArtifact
-from clusterucb_core.store import open_catalog
+from clusterucb_core.store import open_catalog, withdrawn_ids
 from clusterucb_core.store.statements import rows, run, transaction
+from clusterucb_core.trails import newest_trails
+from clusterucb_core.workspace import Workspace
 
 HOLD = """
 import sys, time
@@ -67,6 +69,17 @@ def test_reading_an_absent_catalog_says_what_to_run(catalog_path):
     ):
         pass
     assert not catalog_path.parent.exists()
+
+
+def test_a_file_without_a_table_is_a_catalog_that_a_killed_process_was_about_to_make(catalog_path):
+    catalog_path.parent.mkdir()
+    duckdb.connect(catalog_path).close()
+    with pytest.raises(MissingArtifact, match="no catalog at"), open_catalog(catalog_path, read_only=True):
+        pass
+    assert withdrawn_ids(catalog_path) == frozenset()
+    assert newest_trails(Workspace(home=str(catalog_path.parent))) == []
+    with open_catalog(catalog_path) as con:
+        assert rows(con, "FROM selections") == []
 
 
 def test_a_reader_cannot_write(catalog_path):

@@ -91,7 +91,9 @@ def test_ctrl_c_and_an_end_by_the_system_stop_a_run_which_then_goes_on(config, u
         run = start(config, tmp_path, runner)
         wait_for_shards(tmp_path, lambda run=run: run.poll() is None)
         children = descendants(run.pid)
-        servers = [process for process in children if "uvicorn" in process.cmdline()]
+        servers = [
+            process for process in children if "prefect.server.api.server:create_app" in process.cmdline()
+        ]
         assert len(servers) == 1, "processes of a pool have the server of the run"
         # Ctrl-C reaches the whole foreground group, the system's signals the one process
         (os.killpg if stop is signal.SIGINT else os.kill)(run.pid, stop)
@@ -113,7 +115,7 @@ def server(services, tmp_path_factory):
     with services.prefect_server(folder) as running:
         for words in (
             ["work-pool", "create", POOL, "--type", "process"],
-            ["--no-prompt", "deploy", "--all"],
+            ["--no-prompt", "deploy", "--name", "pipeline"],
         ):
             done = running.command(*words, folder=ROOT, CLUSTERUCB_CHECKOUT=str(ROOT))
             assert done.returncode == 0, done.stdout + done.stderr

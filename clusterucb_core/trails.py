@@ -14,6 +14,7 @@ from clusterucb_core.artifacts import (
     artifact_file,
     artifact_folder,
     artifact_keys,
+    find_artifact,
     new_artifact,
     open_artifact,
     still_there,
@@ -106,10 +107,14 @@ def run_trail(
 
 
 def keep_trail(trail: RunTrail, workspace: Workspace) -> None:
-    """Keep the trail of a run, in the place of one that an earlier attempt has left."""
+    """Keep the trail of a run; another that an earlier attempt has left makes room for it."""
+    text = trail.model_dump_json()
+    kept = find_artifact(_root(workspace), STAGE, trail.run_id)
+    if kept is not None and artifact_file(kept, TRAIL).read_text("utf-8") == text:
+        return
     shutil.rmtree(artifact_folder(_root(workspace), STAGE, trail.run_id), ignore_errors=True)
     with new_artifact(_root(workspace), STAGE, trail.run_id, {}) as folder:
-        (folder / TRAIL).write_text(trail.model_dump_json(), encoding="utf-8")
+        (folder / TRAIL).write_text(text, encoding="utf-8")
 
 
 def followed_trail(plan: RunPlan) -> RunTrail:

@@ -7,7 +7,7 @@ import pytest
 
 from clusterucb_core.artifacts import MANIFEST, discard_artifact, new_artifact
 from clusterucb_core.errors import MissingArtifact, StaleArtifact
-from clusterucb_core.trails import TRAIL, followed_trail, newest_trails, trail_of
+from clusterucb_core.trails import TRAIL, followed_trail, keep_trail, newest_trails, trail_of
 from clusterucb_core.workspace import Workspace
 
 
@@ -103,3 +103,15 @@ def test_a_later_attempt_of_a_run_replaces_its_trail(plan_of, finish):
     again = finish(plan_of("first"))
     assert again.targets[0].versions == (2,)
     assert trail_of("first", plan_of("first").workspace) == again
+
+
+def test_the_same_trail_kept_again_stays_the_file_that_it_was(plan_of, finish):
+    trail = finish(plan_of("first"))
+    workspace = plan_of("first").workspace
+    (file,) = workspace.artifacts.glob(f"trails/first/{TRAIL}")
+    before = file.stat()
+    keep_trail(trail, workspace)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    file.write_text(file.read_text("utf-8")[:-10], "utf-8")
+    keep_trail(trail, workspace)
+    assert trail_of("first", workspace) == trail

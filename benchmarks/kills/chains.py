@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ POINT_CPU_S = 5.0
 # after a worker was killed, for as long the run is watched before the next kill
 GRACE_S = 5.0
 FEATURES = "features/"
+# one pass over samples writes their gradients and, where they are wanted, their hidden states
+SHARDS_OF_A_PASS = 2
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,8 @@ def look(chain: Chain, attempt: Attempt, record: dict[str, Any]) -> list[str]:
     findings += catalog_findings(chain.place.home) + lock_findings(chain.place.home)
     lost = sorted(set(now.drafts) - set(chain.state.drafts))
     shards = [name for name in lost if name.startswith(FEATURES)]
-    if len(lost) > chain.workers + attempt.strikes:
+    begun = len(lost) - len(shards) + ceil(len(shards) / SHARDS_OF_A_PASS)
+    if begun > chain.workers + attempt.strikes:
         findings.append(
             f"{len(lost)} artifacts were lost, with {chain.workers} workers and {attempt.strikes} kills "
             f"before that of the run: {lost}"

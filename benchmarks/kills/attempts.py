@@ -20,8 +20,8 @@ FORGE = Path(__file__).with_name("forge.py")
 HOOK = Path(__file__).with_name("hook")
 # of a process that Python's pools have started, and the title of one that Ray has
 POOL_MARK, RAY_MARK = "--multiprocessing-fork", "ray::"
-# Ray's own agents look for their parent every few seconds, on a busy machine less often
-END_S = 60.0
+# Ray's agents give up a minute after they have lost Ray's server
+END_S = 90.0
 LAST_WORDS = 1500
 
 

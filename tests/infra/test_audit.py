@@ -4,14 +4,17 @@ import json
 import runpy
 import subprocess
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TODAY = date(2026, 6, 1)
+PREFECT = version("prefect")
 FLAW = {
     "id": "PYSEC-2026-1",
     "aliases": ["CVE-2026-1", "GHSA-aaaa"],
@@ -85,12 +88,54 @@ def answers(monkeypatch, *reports):
     return left
 
 
+def index(monkeypatch, pages):
+    """Let the index have these pages of packages: the newest version of each, and its flaws."""
+
+    def get(url, **_):
+        name = url.split("/")[-2]
+        request = httpx.Request("GET", url)
+        if name not in pages:
+            return httpx.Response(404, request=request)
+        version, flaws = pages[name]
+        return httpx.Response(
+            200, json={"info": {"version": version}, "vulnerabilities": flaws}, request=request
+        )
+
+    monkeypatch.setattr(httpx, "get", get)
+
+
+@pytest.mark.parametrize("pages", [{}, {"ecdsa": ("0.19.2", [])}])
 @pytest.mark.parametrize("answer", [None, NOTHING])
-def test_where_nobody_can_tell_it_says_so_and_fails_only_if_asked(audit, monkeypatch, capsys, answer):
+def test_where_nobody_can_tell_it_says_so_and_fails_only_if_asked(audit, monkeypatch, capsys, answer, pages):
+    index(monkeypatch, pages)
     for arguments, code in (([], 0), (["--required"], 1)):
         answers(monkeypatch, answer)
         assert audit.main(arguments) == code
         assert "NOT AUDITED: no answer about jinja2==3.1.4" in capsys.readouterr().err
+
+
+def test_what_is_locked_at_its_newest_release_is_audited_by_its_page(audit, monkeypatch):
+    again = {**FLAW, "id": "GHSA-aaaa", "aliases": ["PYSEC-2026-1"]}
+    gone = {**FLAW, "id": "PYSEC-2026-2", "aliases": [], "withdrawn": "2026-05-01T00:00:00Z"}
+    index(monkeypatch, {"cracked": ("1", [FLAW, again, gone]), "sound": ("1.0", []), "older": ("2", [])})
+    lock = "# a comment\nCracked==1\nsound==1.0+cpu ; python_version > '3'\nolder==1  # why\nnowhere==3\n"
+    report, untold = audit.report_on_newest(audit.locked_versions([lock]))
+    assert untold == ["nowhere", "older"]
+    assert audit.problems_of(report, [], TODAY) == [
+        "cracked 1: PYSEC-2026-1; raise its version, or explain it in audit_exceptions.toml"
+    ]
+    assert audit.problems_of(report, allowed(audit, ("GHSA-aaaa", "cracked", LATER)), TODAY) == []
+
+
+def test_a_mirror_audits_in_part_and_names_the_rest(audit, monkeypatch, capsys):
+    known = {"ecdsa": ("0.19.2", [FLAW])}
+    for found, arguments, code in (([], [], 0), ([], ["--required"], 1), ([FLAW], [], 1)):
+        index(monkeypatch, known | {"prefect": (PREFECT, found)})
+        answers(monkeypatch, NOTHING)
+        assert audit.main(arguments) == code
+        told = capsys.readouterr()
+        assert "packages that are not locked at their newest release" in told.err
+        assert told.out.startswith(f"prefect {PREFECT}: PYSEC-2026-1" if found else "1 packages have no")
 
 
 def test_a_finding_fails_and_is_printed(audit, monkeypatch, capsys):
@@ -100,7 +145,10 @@ def test_a_finding_fails_and_is_printed(audit, monkeypatch, capsys):
     assert "cracked 1: PYSEC-2026-1" in capsys.readouterr().out
 
 
-def test_nothing_found_passes(audit, monkeypatch, capsys):
+def test_nothing_found_passes(audit, monkeypatch, capsys, tmp_path):
+    exceptions = tmp_path / "exceptions.toml"
+    exceptions.touch()
+    monkeypatch.setitem(audit.main.__globals__, "EXCEPTIONS", exceptions)
     answers(monkeypatch, KNOWN, {"dependencies": REPORT["dependencies"][:1]})
     assert audit.main([]) == 0
     assert "1 packages have no vulnerability" in capsys.readouterr().out

@@ -3,9 +3,10 @@
 Runs pip-audit, which asks PyPI, and reads `requirements*.lock` and `infra/audit_exceptions.toml`. First it
 asks about a version that is known to be vulnerable. Where the answer does not say so, as that of a mirror,
 which has no page of a version, it asks for the page of each package, which tells of its newest release: the
-packages that are locked at that one are audited, and the others are named. Where nobody can tell anything,
-this says so in one line and exits 0: a change can be tested without a network. With `--required` it fails
-unless everything was audited.
+packages that are locked at that one are audited. The others are named, unless the file of exceptions tells
+what holds them and what somebody read of their newer releases. Where nobody can tell anything, this says so
+in one line and exits 0: a change can be tested without a network. With `--required` it fails unless
+everything was audited or read.
 """
 
 import argparse
@@ -47,9 +48,33 @@ class Allowed:
     until: date
 
 
+@dataclass(frozen=True)
+class Held:
+    """A package that is not locked at its newest release: what holds it, and what was read of newer ones."""
+
+    package: str
+    version: str
+    by: str
+    read: str
+    until: date
+
+
 def read_exceptions(text: str) -> list[Allowed]:
     """Return the exceptions of a TOML file; each has `id`, `package`, `reason` and `until`."""
     return [Allowed(**entry) for entry in tomllib.loads(text).get("exception", [])]
+
+
+def read_held(text: str) -> list[Held]:
+    """Return the held packages of a TOML file; each has `package`, `version`, `by`, `read` and `until`."""
+    return [Held(**entry) for entry in tomllib.loads(text).get("held", [])]
+
+
+def unread(
+    untold: Iterable[str], locked: Iterable[tuple[str, str]], held: Iterable[Held], today: date
+) -> list[str]:
+    """Return which of these packages no entry speaks of at the version that is locked, until today."""
+    read = {(one.package, one.version) for one in held if one.until >= today}
+    return [name for name, version in sorted(locked) if name in untold and (name, version) not in read]
 
 
 def problems_of(report: dict[str, Any], allowed: Iterable[Allowed], today: date) -> list[str]:
@@ -165,10 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--required", action="store_true", help="fail where nobody can tell")
     required: bool = parser.parse_args(arguments).required
     locks = sorted(ROOT.glob("requirements*.lock"))
-    allowed = read_exceptions(EXCEPTIONS.read_text("utf-8"))
+    locked = locked_versions(path.read_text("utf-8") for path in locks)
+    text, today = EXCEPTIONS.read_text("utf-8"), date.today()
+    allowed = read_exceptions(text)
     report, untold = (ask(locks), list[str]()) if can_tell(ROOT / "build") else (None, [])
     if report is None and (page := newest_release(KNOWN_NEWEST)) is not None and page["vulns"]:
-        report, untold = report_on_newest(locked_versions(path.read_text("utf-8") for path in locks))
+        report, untold = report_on_newest(locked)
         allowed = [one for one in allowed if canonicalize_name(one.package) not in untold]
     if report is None:
         print(
@@ -177,13 +204,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return int(required)
-    if untold:
+    if silent := unread(untold, locked, read_held(text), today):
         print(
-            f"NOT AUDITED: {len(untold)} packages that are not locked at their newest release, and this "
-            f"index tells of no other: {', '.join(untold)}",
+            f"NOT AUDITED: {len(silent)} packages that are not locked at their newest release, and this "
+            f"index tells of no other: {', '.join(silent)}",
             file=sys.stderr,
         )
-    problems = problems_of(report, allowed, date.today())
+    problems = problems_of(report, allowed, today)
     print(
         *(
             problems
@@ -191,7 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
         sep="\n",
     )
-    return int(bool(problems) or (required and bool(untold)))
+    if read := len(untold) - len(silent):
+        print(f"{read} packages are held below their newest release; {EXCEPTIONS.name} tells what was read")
+    return int(bool(problems) or (required and bool(silent)))
 
 
 if __name__ == "__main__":

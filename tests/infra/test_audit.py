@@ -138,6 +138,44 @@ def test_a_mirror_audits_in_part_and_names_the_rest(audit, monkeypatch, capsys):
         assert told.out.startswith(f"prefect {PREFECT}: PYSEC-2026-1" if found else "1 packages have no")
 
 
+PINS = {("cracked", "1"), ("older", "1"), ("sound", "1")}
+
+
+@pytest.mark.parametrize(
+    ("version", "until", "left"),
+    [("1", TODAY, []), ("1", date(2026, 5, 31), ["older"]), ("1.1", TODAY, ["older"])],
+    ids=["read", "past its day", "another version"],
+)
+def test_a_held_package_is_read_at_its_locked_version_until_a_day(audit, version, until, left):
+    held = [audit.Held("older", version, "by", "read", until)]
+    assert audit.unread(["cracked", "older"], PINS, held, TODAY) == ["cracked", *left]
+
+
+def test_a_mirror_satisfies_where_every_other_package_was_read(audit, monkeypatch, capsys, tmp_path):
+    entry = '[[held]]\npackage = "{}"\nversion = "{}"\nby = "b"\nread = "r"\nuntil = 9999-12-31\n'
+    exceptions = tmp_path / "exceptions.toml"
+    monkeypatch.setitem(audit.main.__globals__, "EXCEPTIONS", exceptions)
+    pins = audit.locked_versions(path.read_text("utf-8") for path in ROOT.glob("requirements*.lock"))
+    others = sorted(pins - {("prefect", PREFECT)})
+    index(monkeypatch, {"ecdsa": ("0.19.2", [FLAW]), "prefect": (PREFECT, [])})
+    for held, code, named in ((others, 0, ""), (others[1:], 1, "1 packages that are not locked at their")):
+        exceptions.write_text("".join(entry.format(*pin) for pin in held), encoding="utf-8")
+        answers(monkeypatch, NOTHING)
+        assert audit.main(["--required"]) == code
+        told = capsys.readouterr()
+        assert named in told.err
+        assert f"{len(held)} packages are held below their newest release" in told.out
+
+
+def test_the_held_packages_are_those_of_the_locks(audit):
+    pins = audit.locked_versions(path.read_text("utf-8") for path in ROOT.glob("requirements*.lock"))
+    held = audit.read_held((ROOT / "infra" / "audit_exceptions.toml").read_text("utf-8"))
+    assert held
+    assert {(one.package, one.version) for one in held} <= pins
+    assert len({one.package for one in held}) == len(held)
+    assert all(isinstance(one.until, date) and one.by and len(one.read.split()) >= 4 for one in held)
+
+
 def test_a_finding_fails_and_is_printed(audit, monkeypatch, capsys):
     left = answers(monkeypatch, KNOWN, REPORT)
     assert audit.main([]) == 1

@@ -83,6 +83,15 @@ def test_the_databases_are_in_postgresql(stack):
     assert httpx.get(f"{variables['MLFLOW_TRACKING_URI']}/health", timeout=30).text == "OK"
 
 
+@pytest.mark.parametrize(("host", "status"), [("localhost", 200), ("127.0.0.1", 200), ("192.168.1.9", 403)])
+def test_mlflow_answers_to_the_names_of_this_machine_only(stack, host, status):
+    url = f"http://127.0.0.1:{stack.port['MLFLOW']}/api/2.0/mlflow/experiments/get-by-name"
+    asked = httpx.get(
+        url, params={"experiment_name": "Default"}, headers={"Host": f"{host}:5000"}, timeout=30
+    )
+    assert asked.status_code == status
+
+
 def test_everything_listens_on_loopback_only(stack, second):
     listening = {}
     for process in stack.processes():

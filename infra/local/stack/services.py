@@ -41,6 +41,7 @@ def mlflow_server(stack: Stack) -> Service:
     folder, port = stack.private("mlflow"), stack.ports["mlflow"]
     environment = clean_environment(
         MLFLOW_BACKEND_STORE_URI=database_url(stack, "mlflow", driver="psycopg2"),
+        MLFLOW_SERVER_ALLOWED_HOSTS=f"{HOST}:*,localhost:*",
         MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",  # they judge conversations: not needed here
         PGPASSFILE=str(password_file(stack, "mlflow")),
     )

@@ -41,12 +41,14 @@ def exact_features(workload):
     return torch.nn.functional.normalize(torch.stack(rows), dim=1)
 
 
+@pytest.mark.slow
 def test_every_group_of_ways_is_timed_or_named_as_skipped(result):
     assert {way["group"] for way in result["ways"].values()} == set(GROUPS) - {"bergson"}
     assert result["skipped"] == {"bergson": "bergson is not installed"}
     assert {way["dim"] for way in result["ways"].values() if way["group"] == "ours"} == {64, 128}
 
 
+@pytest.mark.slow
 def test_the_result_names_hardware_versions_settings_and_work(result):
     assert {"cpu", "cores", "memory_gib", "threads"} <= result["hardware"].keys()
     assert result["versions"]["torch"] == torch.__version__
@@ -57,6 +59,7 @@ def test_the_result_names_hardware_versions_settings_and_work(result):
     assert result["matrix_rate_gflops"] > 0
 
 
+@pytest.mark.slow
 def test_rates_and_ratios_follow_from_the_seconds(result):
     work, floor = result["workload"], result["ways"]["floor"]["seconds"]
     for way in result["ways"].values():
@@ -69,16 +72,19 @@ def test_rates_and_ratios_follow_from_the_seconds(result):
         assert 0 < way["share_of_matrix_rate"] < 1
 
 
+@pytest.mark.slow
 def test_the_floor_is_once_the_floor(result):
     assert result["ways"]["floor"]["times_the_floor"] == {"median": 1, "min": 1, "max": 1, "rounds": 2}
 
 
+@pytest.mark.slow
 def test_what_is_timed_on_a_part_says_so(result):
     for way in result["ways"].values():
         assert way["extrapolated"] == (way["group"] == "less")
         assert way["share_timed"] == (pytest.approx(COLLECTED / 24, rel=1e-3) if way["extrapolated"] else 1)
 
 
+@pytest.mark.slow
 def test_comparisons_are_those_of_the_ways(result):
     ways, found = result["ways"], result["comparisons"]
     assert found["ours_to_128_over_floor"] == ways["ours to 128"]["times_the_floor"]["median"]

@@ -27,6 +27,7 @@ DYNAMIC = (
     "pool.max_samples=300", "mode=dynamic", "warmup.steps=3", "finetune.epochs=4", "selection.policy=linucb",
     "selection.context=gradient", "selection.budget_fraction=0.1", "selection.audit_fraction=0.02",
 )  # fmt: skip
+EACH_MODE = pytest.mark.parametrize("mode", ["static", pytest.param("dynamic", marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def recorded(run, column):
     return [[dict(found)[version] for version in outcome.versions] for outcome in run.outcomes]
 
 
-@pytest.mark.parametrize("mode", ["static", "dynamic"])
+@EACH_MODE
 def test_targets_together_get_the_selections_that_they_get_apart(mode, request):
     together, apart = request.getfixturevalue(mode)
     first, second = map(selections, together.outcomes)
@@ -112,6 +113,7 @@ def test_static_targets_cost_what_their_distinct_draws_cost(static):
     assert reused == [[0], [candidates + len(pulls[0] & pulls[1])]]
 
 
+@pytest.mark.slow
 def test_dynamic_targets_share_the_first_period(dynamic):
     together, apart = dynamic
     candidates = len(candidate_ids(together.inputs.drawable))
@@ -122,7 +124,7 @@ def test_dynamic_targets_share_the_first_period(dynamic):
     assert cost <= 0.62 * sum(alone.result.work.gradient_evaluations for alone in apart)
 
 
-@pytest.mark.parametrize("mode", ["static", "dynamic"])
+@EACH_MODE
 def test_the_costs_of_the_versions_add_up_to_what_was_computed(mode, request):
     together, _ = request.getfixturevalue(mode)
     computed = sum(map(sum, recorded(together, "gradient_evaluations")))

@@ -4,12 +4,13 @@ Reads environment variables, and the database of a server that a run starts for 
 """
 
 import logging
+import math
 import os
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sized
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
@@ -197,16 +198,21 @@ def served() -> Generator[None]:
         seconds = INTERRUPTED_SECONDS
         raise
     finally:
-        if not leave_server(seconds) or lost:
+        if not leave_server(seconds, lost) or lost:
             logger.warning("the Prefect server did not take all that the run told it: its page has gaps")
         for sender in senders:
             sender.removeFilter(kept_back)
 
 
-def leave_server(seconds: float = LEAVE_SECONDS) -> bool:
-    """Wait until what Prefect still has to send is sent; where nothing moves for so long, forget the rest.
+def leave_server(seconds: float = LEAVE_SECONDS, lost: Sized = ()) -> bool:
+    """Wait until what Prefect still has to send is sent; where nothing is for so long, forget the rest.
 
-    Prefect itself waits at the end of a process for as long as its server is away.
+    Prefect itself waits at the end of a process for as long as its server is away: it tries each event on
+    its own, for seconds, and takes the next.
+
+    Args:
+        seconds: how long to wait since something was sent.
+        lost: grows with everything that could not be sent.
 
     Returns:
         Whether all is sent, or was given up before.
@@ -220,13 +226,13 @@ def leave_server(seconds: float = LEAVE_SECONDS) -> bool:
     for service in services:
         service._stop(at_exit=True)
     pending = [service for service in services if not service._done_event.is_set()]
-    left, since = None, time.monotonic()
+    fewest, since = math.inf, time.monotonic()
     while pending and time.monotonic() - since < seconds:
         time.sleep(POLL_S)
         pending = [service for service in pending if not service._done_event.is_set()]
-        now_left = sum(service._queue.qsize() for service in pending)
-        if now_left != left:
-            left, since = now_left, time.monotonic()
+        unsent = sum(service._queue.qsize() for service in pending) + len(lost)
+        if unsent < fewest:
+            fewest, since = unsent, time.monotonic()
     for service in pending:
         service._loop.call_soon_threadsafe(service._done_event.set)
     return not pending

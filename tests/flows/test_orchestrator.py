@@ -215,7 +215,7 @@ def test_what_prefect_says_of_each_record_that_it_lost_becomes_one_warning(caplo
 )
 def test_who_interrupts_a_run_waits_less_for_its_server(error, seconds, monkeypatch):
     waited = []
-    monkeypatch.setattr(orchestrator, "leave_server", lambda seconds: waited.append(seconds) or True)
+    monkeypatch.setattr(orchestrator, "leave_server", lambda seconds, lost: waited.append(seconds) or True)
     with contextlib.suppress(KeyboardInterrupt), orchestrator.served():
         if error:
             raise error
@@ -239,6 +239,31 @@ def test_what_a_server_takes_is_waited_for():
         sender.send(number)
     orchestrator.leave_server(seconds=0.5)
     assert taken == list(range(20))
+
+
+def test_what_fails_piece_by_piece_is_given_up_together(monkeypatch, caplog):
+    from prefect._internal.concurrency.services import QueueService
+
+    tried = []
+
+    class Sender(QueueService):
+        async def _handle(self, item):
+            import asyncio
+
+            await asyncio.sleep(0.2)
+            tried.append(item)
+            raise ConnectionError("refused")
+
+    monkeypatch.setattr(orchestrator, "LEAVE_SECONDS", 1.0)
+    with orchestrator.served():
+        sender = Sender.instance()
+        for number in range(100):
+            sender.send(number)
+    sender.drain()
+    assert 0 < len(tried) < 50
+    assert [record.message for record in caplog.records if record.name == orchestrator.__name__] == [
+        "the Prefect server did not take all that the run told it: its page has gaps"
+    ]
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ MANY_SHARDS = ("execution.shard_samples=6", "execution.max_batch_tokens=512")
 SHARDS = "artifacts/features/*/*/manifest.json"
 # two attempts, two seconds apart, each of three seconds at most
 IMPATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "1", "PREFECT_API_REQUEST_TIMEOUT": "3"}
-# Of the end of a run whose server is away: a few calls that give up, and the wait for what was to be sent;
-# ten times what that takes on a machine with nothing else to do.
-BOUND_S = 400.0
+# Of the end of a run whose server is away: a few calls that give up, and the wait for what was to be sent,
+# however much that is; five times what it takes on a machine with nothing else to do.
+BOUND_S = 200.0
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -70,7 +70,7 @@ def read_held(text: str) -> list[Held]:
 
 
 def unread(
-    untold: Iterable[str], locked: Iterable[tuple[str, str]], held: Iterable[Held], today: date
+    untold: Collection[str], locked: Iterable[tuple[str, str]], held: Iterable[Held], today: date
 ) -> list[str]:
     """Return which of these packages no entry speaks of at the version that is locked, until today."""
     read = {(one.package, one.version) for one in held if one.until >= today}

@@ -37,6 +37,12 @@ def audit() -> Any:
     return SimpleNamespace(**runpy.run_path(str(ROOT / "infra" / "audit.py")))
 
 
+@pytest.fixture(scope="module")
+def pins(audit):
+    """Name and version of every locked package."""
+    return audit.locked_versions(path.read_text("utf-8") for path in ROOT.glob("requirements*.lock"))
+
+
 def allowed(audit, *entries):
     return [audit.Allowed(*entry, "why", until) for *entry, until in entries]
 
@@ -151,11 +157,10 @@ def test_a_held_package_is_read_at_its_locked_version_until_a_day(audit, version
     assert audit.unread(["cracked", "older"], PINS, held, TODAY) == ["cracked", *left]
 
 
-def test_a_mirror_satisfies_where_every_other_package_was_read(audit, monkeypatch, capsys, tmp_path):
+def test_a_mirror_satisfies_where_every_other_package_was_read(audit, pins, monkeypatch, capsys, tmp_path):
     entry = '[[held]]\npackage = "{}"\nversion = "{}"\nby = "b"\nread = "r"\nuntil = 9999-12-31\n'
     exceptions = tmp_path / "exceptions.toml"
     monkeypatch.setitem(audit.main.__globals__, "EXCEPTIONS", exceptions)
-    pins = audit.locked_versions(path.read_text("utf-8") for path in ROOT.glob("requirements*.lock"))
     others = sorted(pins - {("prefect", PREFECT)})
     index(monkeypatch, {"ecdsa": ("0.19.2", [FLAW]), "prefect": (PREFECT, [])})
     for held, code, named in ((others, 0, ""), (others[1:], 1, "1 packages that are not locked at their")):
@@ -167,8 +172,7 @@ def test_a_mirror_satisfies_where_every_other_package_was_read(audit, monkeypatc
         assert f"{len(held)} packages are held below their newest release" in told.out
 
 
-def test_the_held_packages_are_those_of_the_locks(audit):
-    pins = audit.locked_versions(path.read_text("utf-8") for path in ROOT.glob("requirements*.lock"))
+def test_the_held_packages_are_those_of_the_locks(audit, pins):
     held = audit.read_held((ROOT / "infra" / "audit_exceptions.toml").read_text("utf-8"))
     assert held
     assert {(one.package, one.version) for one in held} <= pins
